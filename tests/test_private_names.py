@@ -48,6 +48,19 @@ def test_what_compiling_is_told_and_tells():
     assert callable(torch._dynamo.on_compile_start) and callable(torch._dynamo.on_compile_end)
 
 
+def test_a_module_lists_its_hooks():
+    module = nn.ReLU()
+    assert not module._forward_hooks
+    module.register_forward_hook(lambda *_: None)
+    assert module._forward_hooks
+
+
+def test_a_mode_of_the_compiler_is_a_set_of_options():
+    import torch._inductor  # two seconds
+
+    assert torch._inductor.list_mode_options("default") == {}
+
+
 def test_the_launcher_holds_its_processes():
     assert "_pcontext" in inspect.getsource(LocalElasticAgent._start_workers)
 

@@ -124,6 +124,10 @@ def train(
     micro_batch: str = "recipe",
     activation_checkpointing: bool = False,
     compile: bool = False,
+    compile_mode: str = "default",
+    cuda_graphs: bool = False,
+    half_group_norm: bool = False,
+    profile: bool = False,
     plugins: Plugins = (),
     progress: bool = True,
 ) -> Run:
@@ -152,6 +156,10 @@ def train(
         "micro_batch": micro_batch,
         "activation_checkpointing": activation_checkpointing,
         "compile": compile,
+        "compile_mode": compile_mode,
+        "cuda_graphs": cuda_graphs,
+        "half_group_norm": half_group_norm,
+        "profile": profile,
     }
     width = None if progress and sys.stdout.isatty() else 140
     # plain text in a notebook too: rich would turn every line into an output of its own

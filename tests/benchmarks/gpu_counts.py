@@ -2,9 +2,11 @@
 and the host's time. On a pretended GPU (tests/support/gpu_stub), so on any machine with g++.
 
     python tests/benchmarks/gpu_counts.py [--recipes A2] [--models resnet50] [--ranks 1 2]
+        [--settings cuda_graphs half_group_norm] >results/gpu-counts.md
 
-bytes: of the tensors that each operation of torch reads and writes, once for each. host ms: of the
-process's own CPU time, the median of a few steps. Images are random; one micro-batch stands for all.
+bytes: of the tensors that each operation of torch and each kernel of Triton reads and writes, once
+for each; of a graph, those of the passes that it holds. host ms: of the process's own CPU time, the
+median of a few steps. Images are random; one micro-batch stands for all.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ import torch
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from triton.runtime.jit import JITFunction
 
 from support import gpu_stub
 from support.ranked import on_ranks
@@ -46,7 +49,8 @@ from trainer.runs.job import Job, plan_of
 RECIPES = ["A1", "A2", "A3", "convnext", "ffcv-rn50-16", "gn-ws", "bcn"]
 MODELS = ["resnet50", "convnext_tiny"]
 PARTS = ["augment", "normalize", "mix", "forward", "loss", "backward"]
-PARTS += ["reduce", "clip", "optimizer", "average", "other"]
+PARTS += ["graph", "reduce", "clip", "optimizer", "average", "other"]
+NUM_UNTIMED = 3  # they copy what stays, and capture
 NUM_TIMED = 3
 # operations that make a tensor without moving its content
 _VIEWS = {"view", "expand", "as_strided", "slice", "select", "unbind", "permute", "transpose", "t"}
@@ -125,20 +129,31 @@ class Traffic(TorchDispatchMode):
         super().__init__()
         self._account = account
 
+    def __enter__(self):
+        self._launch = launch = JITFunction.run
+
+        def launched(kernel, *args, **kwargs):
+            self._charge(args)
+            return launch(kernel, *args, **kwargs)
+
+        JITFunction.run = launched
+        return super().__enter__()
+
+    def __exit__(self, *exception):
+        JITFunction.run = self._launch
+        return super().__exit__(*exception)
+
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         given = kwargs or {}
         result = function(*args, **given)
         name = function.overloadpacket.__name__
         if name not in _VIEWS:
-            tensors = tree_leaves((args, given, result))
-            self._account.add_bytes(
-                sum(
-                    _bytes_of(part)
-                    for part in tensors
-                    if isinstance(part, torch.Tensor) and part.is_cuda
-                )
-            )
+            self._charge((args, given, result))
         return result
+
+    def _charge(self, given) -> None:
+        tensors = (part for part in tree_leaves(given) if isinstance(part, torch.Tensor))
+        self._account.add_bytes(sum(_bytes_of(part) for part in tensors if part.is_cuda))
 
 
 def _bytes_of(tensor: torch.Tensor) -> int:
@@ -159,6 +174,7 @@ def charge_parts(account: Account, state: TrainingState) -> None:
     account.wrap(state.model, "forward", "forward")
     account.wrap(type(recipe.loss), "__call__", "loss")
     account.wrap(torch.Tensor, "backward", "backward")
+    account.wrap(torch.cuda.CUDAGraph, "replay", "graph")
     account.wrap(state.gradients, "start", "reduce")
     account.wrap(state.gradients, "finish", "reduce")
     account.wrap(state.step_statistics, "finish", "reduce")
@@ -170,10 +186,13 @@ def charge_parts(account: Account, state: TrainingState) -> None:
         account.wrap(state.average, "update", "average")
 
 
-def counted(ranks: Ranks, recipe: str, model: str) -> dict[str, dict[str, float]]:
+def counted(
+    ranks: Ranks, recipe: str, model: str, changed: list[str]
+) -> dict[str, dict[str, float]]:
     """One step by part, on this rank."""
     plan = plan_of(Job(recipe, model, "imagenet-1k", None, 0, "", world_size=ranks.world_size))
-    settings = make_settings(f"cuda:{ranks.rank}", "bf16", workers="0")
+    machine = dict.fromkeys(changed, True)
+    settings = make_settings(f"cuda:{ranks.rank}", "bf16", workers="0", **machine)
     set_algorithms(settings)
     photos = Photos(plan.profile)
     state = TrainingState(plan, settings, ranks)
@@ -190,17 +209,18 @@ def counted(ranks: Ranks, recipe: str, model: str) -> dict[str, dict[str, float]
     )
     account = Account()
     charge_parts(account, state)
-    for step in range(2):  # the first ones copy what stays
+    for step in range(NUM_UNTIMED):
         optimizer_step(state, window, step)
     timed = []
-    for step in range(2, 2 + NUM_TIMED):
+    for step in range(NUM_UNTIMED, NUM_UNTIMED + NUM_TIMED):
         account.restart()
         optimizer_step(state, window, step)
         account.charge()
         timed.append(account.parts)
     account.restart()
+    state.captured = None  # a replay asks for no operation
     with Traffic(account):
-        optimizer_step(state, window, 2 + NUM_TIMED)
+        optimizer_step(state, window, NUM_UNTIMED + NUM_TIMED)
     found = {part: dict(timed[-1][part]) for part in PARTS}
     for part in PARTS:
         found[part]["bytes"] = account.parts[part]["bytes"]
@@ -233,10 +253,11 @@ def table(found: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def show(recipe: str, model: str, num_ranks: int) -> None:
+def show(recipe: str, model: str, num_ranks: int, changed: list[str]) -> None:
     title = f"## {recipe}, {model}, {num_ranks} rank{'s' * (num_ranks > 1)}"
+    title += "".join(f", {name}=1" for name in changed)
     try:
-        found = on_ranks(counted, num_ranks, recipe, model, device="cuda")[0]
+        found = on_ranks(counted, num_ranks, recipe, model, changed, device="cuda")[0]
     except (UserError, AssertionError) as error:
         print(f"{title}\n\nrefused: {str(error).splitlines()[0][:300]}\n", flush=True)
         return
@@ -253,17 +274,19 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", default=RECIPES)
     parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--ranks", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--settings", nargs="+", default=[], help="those that are on")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)  # in a process of its own
     given = parser.parse_args()
     if given.one:
         recipe, model, num_ranks = given.one
-        show(recipe, model, int(num_ranks))
+        show(recipe, model, int(num_ranks), given.settings)
         return
     built = gpu_stub.build(Path.home() / ".cache" / "rsb-gpu-stub")
     print(f"torch {torch.__version__}, bf16, the pretended GPU\n", flush=True)
     for recipe, model, num_ranks in itertools.product(given.recipes, given.models, given.ranks):
         environment = os.environ | built | {"GPU_STUB_DEVICES": str(num_ranks)}
         words = ["--one", recipe, model, str(num_ranks)]
+        words += ["--settings", *given.settings] if given.settings else []
         done = subprocess.run([sys.executable, "-W", "ignore", __file__, *words], env=environment)
         if done.returncode:
             print(f"## {recipe}, {model}: exit code {done.returncode}\n", flush=True)

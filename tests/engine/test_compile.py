@@ -19,7 +19,7 @@ from support.pieced import relative
 from support.plans import small_plan
 from support.ranked import noting
 from trainer.base.errors import UserError
-from trainer.base.settings import make_settings
+from trainer.base.settings import COMPILE_MODES, make_settings
 from trainer.data.dataset import open_data
 from trainer.data.datasets.builtin import open_set
 from trainer.data.ffcv.beton_writer import write_beton
@@ -200,7 +200,7 @@ def compile_and_compare() -> None:
     made, counts = Compiled(compiled), []
     for model, statistics in (
         (plain, StepStatistics(plain)),
-        (compiled, StepStatistics(compiled, is_compiled=True)),
+        (compiled, StepStatistics(compiled, is_momentum_fixed=True)),
     ):
         for step in images:
             for place, batch in enumerate(step):
@@ -220,6 +220,23 @@ def compile_and_compare() -> None:
         < 1e-4
     )
     assert made.news().startswith("compiled 1 part of the model; ") and made.news() is None
+
+
+def test_a_mode_is_a_set_of_options_beside_ours(monkeypatch):
+    model, given = torch.nn.Conv2d(3, 4, 1), []
+    monkeypatch.setattr(model, "compile", lambda **named: given.append(named["options"]))
+    for mode in COMPILE_MODES:
+        Compiled(model, mode=mode)
+    plain, tuned = given
+    assert plain == {"fallback_random": True}
+    assert tuned["max_autotune"] and tuned["fallback_random"] and "triton.cudagraphs" not in tuned
+
+
+def test_of_modes_only_those_that_add_up_micro_batches_are_there():
+    with pytest.raises(UserError, match="compile_mode=reduce-overhead: .* use cuda_graphs=1"):
+        make_settings("cpu", compile=True, compile_mode="reduce-overhead")
+    with pytest.raises(UserError, match="compile_mode=max.*: .* use it with compile=1"):
+        make_settings("cpu", compile_mode="max-autotune-no-cudagraphs")
 
 
 def test_what_cannot_be_compiled_once_and_for_all_is_refused(monkeypatch):

@@ -31,8 +31,11 @@ def test_a_run_is_trained_evaluated_and_exported(workers, tmp_path):
 
 
 @pytest.mark.gpu_stub(devices=2)
-def test_two_ranks_train_one_run(tmp_path):
-    done = program(*words_of(tmp_path, "--recipe", "A2", "--gpus", "2", "--workers", "0"))
+@pytest.mark.parametrize("is_captured", [False, True])
+def test_two_ranks_train_one_run(is_captured, tmp_path):
+    words = ["--recipe", "A2", "--gpus", "2", "--workers", "0", "--cuda-graphs", int(is_captured)]
+    done = program(*words_of(tmp_path, *words))
     assert done.returncode == 0, done.stdout + done.stderr
     row = row_of(tmp_path)
     assert row["world_size"] == 2 and row["precision"] == "bf16"
+    assert row["cuda_graphs"] is is_captured and not row["half_group_norm"]

@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from support.plans import small_plan
 from trainer.base.settings import make_settings
@@ -282,3 +283,26 @@ def test_the_note_says_whether_a_micro_batch_is_science():
     assert "15 norms normalize by running estimates" in estimated and "memory only" in estimated
     assert "No norm takes statistics over images" in note(norms.GroupNorm(groups=8, eps=1e-5))
     assert "memory only" in statistics_note(timm.create_model("test_convnext"), plan)
+
+
+def num_calls(num_layers: int) -> int:
+    """Of torch, to move the fixed statistics of a step of three micro-batches."""
+    model = nn.Sequential(*(nn.BatchNorm2d(4) for _ in range(num_layers)))
+    statistics, number = StepStatistics(model, is_momentum_fixed=True), 0
+
+    class Counting(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal number
+            views = ("detach", "split", "unbind", "split_with_sizes")
+            number += function.overloadpacket.__name__ not in views
+            return function(*args, **(kwargs or {}))
+
+    with Counting():
+        for place in range(3):
+            statistics.set(place, 3)
+        statistics.finish()
+    return number
+
+
+def test_fixed_statistics_of_all_layers_move_in_as_many_calls_as_those_of_one():
+    assert num_calls(30) == num_calls(1) < 12

@@ -28,7 +28,7 @@ _MODELS = {
 }
 
 
-def started(name: str, precision: str = "bf16"):
+def started(name: str, precision: str = "bf16", **settings):
     """A state two steps on, as the first ones copy what stays, and its micro-batches. On the last
     GPU: the first is where a tensor lies that is told none.
     """
@@ -44,8 +44,9 @@ def started(name: str, precision: str = "bf16"):
     overrides = [f"epochs={recipe.epochs}", *smaller]
     plan = small_plan(name, model, shlex.join(overrides))
     number = torch.cuda.device_count() - 1
-    settings = make_settings(f"cuda:{number}" if number else "cuda", precision, workers="0")
-    return _after_two_steps(TrainingState(plan, settings))
+    device = f"cuda:{number}" if number else "cuda"
+    machine = make_settings(device, precision, workers="0", **settings)
+    return _after_two_steps(TrainingState(plan, machine))
 
 
 def _after_two_steps(state: TrainingState):

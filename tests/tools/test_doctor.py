@@ -290,6 +290,26 @@ def test_a_step_that_fails_on_the_device_of_the_main_job_is_fatal(monkeypatch):
     assert findings["step on cpu"].state == GOOD
 
 
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), "who holds its memory"),
+        (RuntimeError("CUDA error: no kernel image is available"), "a torch built for this GPU"),
+        (RuntimeError("Failed to find C compiler"), "apt-get install -y gcc"),
+        (RuntimeError("CUDA error: uncorrectable ECC error"), "xid"),
+    ],
+    ids=["memory", "architecture", "compiler", "hardware"],
+)
+def test_a_step_that_fails_on_a_gpu_has_the_remedy_of_its_cause(error, remedy, monkeypatch):
+    def trained(device):
+        raise error
+
+    monkeypatch.setattr(doctor_steps, "trained", trained)
+    monkeypatch.setattr(doctor_probes, "devices", lambda: ["cuda:0"])
+    mended_by = by_name(doctor_probes.steps({}))["step on cuda:0"].remedy
+    assert remedy in mended_by and mended_by.endswith("device=cpu trains without it")
+
+
 def test_the_table_shows_every_finding_as_text(capsys):
     findings = [
         Finding("[x]", "a\x1bb", "w", BROKEN, "mend"),

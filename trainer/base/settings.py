@@ -11,6 +11,9 @@ from trainer.base.errors import UserError, did_you_mean
 
 PRECISIONS = ("float32", "tf32", "bf16", "fp16")
 _OTHER_ACCELERATORS = {"mps": "Apple GPU", "xpu": "Intel GPU"}
+# of torch.compile; its others put CUDA graphs around parts of a pass, in which gradients of several
+# micro-batches do not add up
+COMPILE_MODES = ("default", "max-autotune-no-cudagraphs")
 LOADERS = ("auto", "torch", "pil", "ffcv")
 MICRO_BATCHES = ("recipe", "auto")
 
@@ -25,9 +28,12 @@ class Settings:
     checkpoint_s: least time between two checkpoints. log_steps: optimizer steps between two lines
     of metrics. micro_batch: "recipe" as the recipe says, or "auto" to split it where memory
     runs out. activation_checkpointing: are activations recomputed in the backward pass? compile:
-    are the model's passes compiled? keep_every_epochs: whose checkpoints stay, 0 for none but the
-    last two. loader: "torch", "pil" for the same with every JPEG file decoded whole by PIL, or
-    "ffcv".
+    are the model's passes compiled? compile_mode: by which of torch.compile's modes. cuda_graphs:
+    are the passes over a micro-batch captured, and launched as one? half_group_norm: under bf16 and
+    fp16 group norms read and write these, with statistics in float32, where autocast on a GPU would
+    convert to float32 and back. profile: is a trace of a few steps written? keep_every_epochs:
+    whose checkpoints stay, 0 for none but the last two. loader: "torch", "pil" for the same with
+    every JPEG file decoded whole by PIL, or "ffcv".
     """
 
     device: str
@@ -42,6 +48,10 @@ class Settings:
     micro_batch: str = "recipe"
     activation_checkpointing: bool = False
     compile: bool = False
+    compile_mode: str = "default"
+    cuda_graphs: bool = False
+    half_group_norm: bool = False
+    profile: bool = False
     keep_every_epochs: int = 0
     loader: str = "torch"
 
@@ -63,6 +73,10 @@ def make_settings(
     micro_batch: str = "recipe",
     activation_checkpointing: bool = False,
     compile: bool = False,
+    compile_mode: str = "default",
+    cuda_graphs: bool = False,
+    half_group_norm: bool = False,
+    profile: bool = False,
     keep_every: int = 0,
     loader: str = "auto",
 ) -> Settings:
@@ -86,8 +100,11 @@ def make_settings(
         raise UserError(
             "compile=1 activation_checkpointing=1: each changes how a pass runs; use one of the two"
         )
+    _check_compile_mode(compile_mode, compile)
     device = _resolve_device(device, torch.cuda)
     on_gpu = device.startswith("cuda")
+    if cuda_graphs:
+        _check_cuda_graphs(on_gpu, micro_batch, activation_checkpointing)
     if ":" in device:
         # what names no GPU of its own means this one, the question for bf16 included
         torch.cuda.set_device(device)
@@ -105,9 +122,38 @@ def make_settings(
         micro_batch=micro_batch,
         activation_checkpointing=activation_checkpointing,
         compile=compile,
+        compile_mode=compile_mode,
+        cuda_graphs=cuda_graphs,
+        half_group_norm=half_group_norm,
+        profile=profile,
         keep_every_epochs=keep_every,
         loader="torch" if loader == "auto" else loader,
     )
+
+
+def _check_compile_mode(mode: str, is_compiled: bool) -> None:
+    if mode not in COMPILE_MODES:
+        raise UserError(
+            f"compile_mode={mode}: unknown{did_you_mean(mode, COMPILE_MODES)}; valid:"
+            f" {', '.join(COMPILE_MODES)} (for CUDA graphs use cuda_graphs=1)"
+        )
+    if mode != "default" and not is_compiled:
+        raise UserError(f"compile_mode={mode}: says how to compile; use it with compile=1")
+
+
+def _check_cuda_graphs(on_gpu: bool, micro_batch: str, is_checkpointing: bool) -> None:
+    if not on_gpu:
+        raise UserError("cuda_graphs=1: needs a GPU; use cuda_graphs=0")
+    if is_checkpointing:
+        raise UserError(
+            "cuda_graphs=1 activation_checkpointing=1: recomputing asks the generator for its"
+            " state, which a graph cannot; use one of the two"
+        )
+    if micro_batch == "auto":
+        raise UserError(
+            "cuda_graphs=1 micro_batch=auto: a graph keeps the memory that a split wants back; use"
+            " one of the two"
+        )
 
 
 def _resolve_device(device: str, cuda) -> str:

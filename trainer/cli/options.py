@@ -140,6 +140,38 @@ Compile = Annotated[
         min=0, max=1, help="1: compile the model (torch.compile); same result up to rounding."
     ),
 ]
+CompileMode = Annotated[
+    str,
+    typer.Option(
+        "--compile-mode",
+        "--compile_mode",
+        help="Of torch.compile: default, or max-autotune-no-cudagraphs (minutes of trying).",
+    ),
+]
+CudaGraphs = Annotated[
+    int,
+    typer.Option(
+        "--cuda-graphs",
+        "--cuda_graphs",
+        min=0,
+        max=1,
+        help="1: launch a micro-batch's passes as one CUDA graph; same result up to rounding.",
+    ),
+]
+HalfGroupNorm = Annotated[
+    int,
+    typer.Option(
+        "--half-group-norm",
+        "--half_group_norm",
+        min=0,
+        max=1,
+        help="1: under bf16 and fp16 group norms read and write these; statistics in float32.",
+    ),
+]
+Profile = Annotated[
+    int,
+    typer.Option(min=0, max=1, help="1: write a trace of a few steps into the run folder."),
+]
 Inject = Annotated[
     str,
     typer.Option(

@@ -20,19 +20,22 @@ class Gradients:
     A gradient is a view of its bucket, a flat tensor, so nothing is copied. Buckets go out in one
     fixed order, from the last weights to the first, as a backward pass makes them. A rank without a
     micro-batch in the step sends zeros. A process by itself keeps its gradients as autograd makes
-    them.
+    them, unless are_static: then they stay in one place, as a captured graph wants them.
 
     torch's DistributedDataParallel cannot leave a rank without a micro-batch, and divides by the
     number of ranks.
     """
 
     def __init__(
-        self, weights: Iterable[nn.Parameter], ranks: Ranks, bucket_bytes: int = BUCKET_BYTES
+        self,
+        weights: Iterable[nn.Parameter],
+        ranks: Ranks,
+        bucket_bytes: int = BUCKET_BYTES,
+        are_static: bool = False,
     ) -> None:
         self.ranks = ranks
-        self.weights = (
-            [] if ranks.is_alone else [weight for weight in weights if weight.requires_grad][::-1]
-        )
+        is_laid_out = are_static or not ranks.is_alone
+        self.weights = [one for one in weights if one.requires_grad and is_laid_out][::-1]
         self._buckets: list[Tensor] = []
         self._views: list[Tensor] = []
         self._bucket_of: list[int] = []

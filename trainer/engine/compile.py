@@ -30,11 +30,14 @@ class Compiled:
     once, when it first comes. num_graphs, seconds: what has been compiled so far.
     """
 
-    def __init__(self, model: nn.Module, has_precise_norm: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, has_precise_norm: bool = False, mode: str = "default"
+    ) -> None:
         """Raises UserError for what would be compiled again at every step, and where there is no
         compiler.
         """
         import torch._dynamo  # two seconds, only where compile=1
+        import torch._inductor
 
         if any(isinstance(module, StepNorm) for module in model.modules()):
             raise UserError(
@@ -60,7 +63,9 @@ class Compiled:
         torch._dynamo.config.skip_nnmodule_hook_guards = False
         torch._dynamo.on_compile_start(self._begin)
         torch._dynamo.on_compile_end(self._end)
-        model.compile(dynamic=False, options={"fallback_random": True})
+        # torch takes a mode or options: a mode is a set of them
+        options = torch._inductor.list_mode_options(mode) | {"fallback_random": True}
+        model.compile(dynamic=False, options=options)
 
     def news(self) -> str | None:
         """What has been compiled since the last call, in a line."""

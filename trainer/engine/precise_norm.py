@@ -36,35 +36,37 @@ class StepStatistics:
     """
 
     def __init__(
-        self, model: nn.Module, is_recomputed: bool = False, is_compiled: bool = False
+        self, model: nn.Module, is_recomputed: bool = False, is_momentum_fixed: bool = False
     ) -> None:
         """is_recomputed: do backward passes recompute activations, running norms a second time?
-        is_compiled: is the model compiled? Then every other momentum would be compiled again.
+        is_momentum_fixed: would every other momentum be compiled, or captured, again?
         """
-        self._is_recomputed, self._is_compiled = is_recomputed, is_compiled
+        self._is_recomputed, self._is_momentum_fixed = is_recomputed, is_momentum_fixed
         self._scratch = torch.zeros((), dtype=torch.int64)
         # momentum None is torch's cumulative average: it has no b to spread
         self.running = running_norms(model)
         self.norms = [(norm, norm.momentum) for norm in self.running if norm.momentum is not None]
         self.estimated = [module for module in model.modules() if isinstance(module, StepNorm)]
-        if is_compiled:
+        # of fixed norms, all statistics in one tensor: as the step found them, then after each
+        # micro-batch
+        self._seen: list[Tensor] = []
+        if is_momentum_fixed and self.norms:
+            each = [torch.full_like(one, b) for norm, b in self.norms for one in _buffers(norm)[:2]]
+            self._momenta = torch.cat(each)
             for norm, _ in self.norms:
                 # what runs becomes the micro-batch's own statistics, which `finish` takes the mean
                 # of
                 norm.momentum = 1.0
-        self._seen: list[
-            list[Tensor]
-        ] = []  # of compiled norms: as the step found them, then after each micro-batch
         self.is_sampled = bool(norms_of_micro_batch(model))
 
     def set(self, micro_batch: int, num_micro_batches: int) -> None:
         """Prepare for micro-batch 0 .. num_micro_batches - 1 of those that this rank has in a
         step.
         """
-        if self._is_compiled:
-            self._seen = [*(self._seen if micro_batch else ()), self._copies()]
+        if self._is_momentum_fixed and self.norms:
+            self._seen = [*(self._seen if micro_batch else ()), torch.cat(self._running())]
         left = num_micro_batches - 1 - micro_batch
-        for norm, momentum in () if self._is_compiled else self.norms:
+        for norm, momentum in () if self._is_momentum_fixed else self.norms:
             norm.momentum = (momentum / num_micro_batches) / (
                 1 - momentum * left / num_micro_batches
             )
@@ -117,21 +119,19 @@ class StepStatistics:
     def _running(self) -> list[Tensor]:
         return [tensor for norm, _ in self.norms for tensor in _buffers(norm)[:2]]
 
-    def _copies(self) -> list[Tensor]:
-        return [tensor.clone() for tensor in self._running()]
-
     @torch.no_grad()
     def _move_once(self) -> None:
         """R <- (1 - b) R + b * mean over the micro-batches of their statistics, from copies of R
         and of each of them.
         """
-        before, *each = [*self._seen, self._copies()]
-        momenta = [momentum for _, momentum in self.norms for _ in range(2)]
-        for running, old, momentum, *seen in zip(
-            self._running(), before, momenta, *each, strict=True
-        ):
-            running.copy_(old.lerp(torch.stack(seen).mean(0), momentum))
+        before, *each = [*self._seen, torch.cat(self._running())]
+        self._put(before.lerp(torch.stack(each).mean(0), self._momenta))
         self._seen = []
+
+    def _put(self, flat: Tensor) -> None:
+        running = self._running()
+        # see lamb.py for torch._foreach_*
+        torch._foreach_copy_(running, list(flat.split([len(tensor) for tensor in running])))
 
     @torch.no_grad()
     def _average(self, ranks: Ranks, num_own: int, num_micro_batches: int, num_parts: int) -> None:
@@ -139,8 +139,7 @@ class StepStatistics:
         if running:
             flat = torch.cat(running) * (num_own / (num_micro_batches * num_parts))
             ranks.sum(flat)
-            # see lamb.py for torch._foreach_*
-            torch._foreach_copy_(running, list(flat.split([len(tensor) for tensor in running])))
+            self._put(flat)
             torch._foreach_add_(
                 [_buffers(norm)[2] for norm, _ in self.norms], num_micro_batches - num_own
             )

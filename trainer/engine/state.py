@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trainer.base.errors import UserError
 from trainer.base.settings import Settings
@@ -20,10 +20,12 @@ from trainer.distributed.gradients import Gradients
 from trainer.distributed.joined_norms import JoinedNorms
 from trainer.engine.activation_checkpointing import recompute_activations
 from trainer.engine.compile import Compiled
+from trainer.engine.cuda_graphs import CapturedPasses, Passes
 from trainer.engine.precise_norm import StepStatistics
 from trainer.engine.shared_noise import SharedNoise
 from trainer.models.build import build_model
 from trainer.models.freezing import Freezing
+from trainer.models.parts.half_group_norm import use_half_group_norm
 from trainer.models.small_maps import leave_out_padding_taps
 from trainer.recipe.plan import Plan
 from trainer.tasks import Task, task_of
@@ -71,6 +73,8 @@ def as_it_runs(model: nn.Module, settings: Settings) -> nn.Module:
     )
     if settings.device == "cpu":
         leave_out_padding_taps(model)
+    if settings.half_group_norm:
+        use_half_group_norm(model)
     if settings.activation_checkpointing:
         recompute_activations(model)
     return model
@@ -118,7 +122,9 @@ class TrainingState:
             settings.device.split(":")[0], enabled=settings.precision == "fp16"
         )
         self.step_statistics = StepStatistics(
-            self.model, settings.activation_checkpointing, settings.compile
+            self.model,
+            settings.activation_checkpointing,
+            settings.compile or settings.cuda_graphs,
         )
         # after the average has copied it
         self.assigned = plan.assignment(ranks.rank, ranks.world_size)
@@ -127,10 +133,22 @@ class TrainingState:
             self.model, self.assigned.num_parts > 1, plan.recipe.augment_splits or 1
         )
         self.compiled = (
-            Compiled(self.model, plan.recipe.precise_norm is not None) if settings.compile else None
+            Compiled(self.model, plan.recipe.precise_norm is not None, settings.compile_mode)
+            if settings.compile
+            else None
         )
-        self.gradients = Gradients(self.model.parameters(), ranks)
+        self.captured = (
+            CapturedPasses(self.model, settings.device, self.assigned.num_parts)
+            if settings.cuda_graphs
+            else None
+        )
+        self.gradients = Gradients(self.model.parameters(), ranks, are_static=settings.cuda_graphs)
         freeze = plan.recipe.model.freeze if plan.recipe.model else None
+        if settings.cuda_graphs and freeze and freeze.until_epochs:
+            raise UserError(
+                "cuda_graphs=1: model.freeze.until_epochs changes which weights have gradients",
+                "use cuda_graphs=0",
+            )
         self.freezing = Freezing(self.model, freeze, plan.steps_per_epoch)
         self.progress = Progress()
         # the device's running sum of losses: read only where a line is written, so that no step
@@ -166,6 +184,12 @@ class TrainingState:
         noise = self.noise.over(rows[place::number], num_images, self.settings.device)
         with noise, self.joined.over():
             yield
+
+    def run(self, passes: Passes, inputs: Tensor, targets: Tensor, share: float) -> Tensor:
+        """passes(inputs, targets, share), as a CUDA graph where the settings say so."""
+        if self.captured is None:
+            return passes(inputs, targets, share)
+        return self.captured(passes, inputs, targets, share)
 
     @property
     def task(self) -> Task:

@@ -135,6 +135,13 @@ def add_gradients(state: TrainingState, loader: Iterator, step: int) -> tuple[to
     own, number_each = own_micro_batches(state, step), num_pieces(state, step)
     num_own, place, num_replaced = len(own) * number_each, 0, 0
     total = torch.zeros((), dtype=torch.float64, device=state.settings.device)
+
+    def passes(inputs: torch.Tensor, targets: torch.Tensor, share: float) -> torch.Tensor:
+        loss = task.loss(state.model, inputs, targets) * share
+        with state.step_statistics.at_rest():
+            state.scaler.scale(loss).backward()
+        return loss.detach()
+
     state.gradients.start()
     for micro_batch in own:
         batch = next(loader)
@@ -146,16 +153,12 @@ def add_gradients(state: TrainingState, loader: Iterator, step: int) -> tuple[to
         torch.manual_seed(streams.torch_seed(plan.seed, "device", step, micro_batch))
         for inputs, targets in split(*whole, number_each):
             state.step_statistics.set(place, num_own)
-            with state.sharing(batch, place % number_each, number_each):
-                loss = task.loss(state.model, inputs, targets) * (
-                    len(targets) / plan.window_images(step)
-                )
-                place += 1
-                if place == num_own:
-                    state.gradients.expect_last()
-                with state.step_statistics.at_rest():
-                    state.scaler.scale(loss).backward()
-            total += loss.detach()
+            place += 1
+            if place == num_own and state.captured is None:
+                state.gradients.expect_last()
+            share = len(targets) / plan.window_images(step)
+            with state.sharing(batch, (place - 1) % number_each, number_each):
+                total += state.run(passes, inputs, targets, share)
         num_replaced += batch.num_replaced
     return total, num_replaced
 

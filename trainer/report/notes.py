@@ -78,6 +78,7 @@ _COMPARED_FACTS: dict[str, Callable[[Row], str]] = {
     "ranks": lambda row: counted(row.world_size, "rank"),
     "loader": lambda row: f"{row.loader} loader",
     "compile": lambda row: "compiled" if row.compiled else "not compiled",
+    "group norm": lambda row: "group norm in half" if row.half_group_norm else "float32 group norm",
     "versions": versions_text,
     "commit": lambda row: f"commit {row.commit[:12]}" if row.commit else "commit unknown",
     "uncommitted changes": lambda row: {
@@ -87,7 +88,14 @@ _COMPARED_FACTS: dict[str, Callable[[Row], str]] = {
     }[row.dirty],
 }
 # defaults, not worth a word where all rows have them
-_DEFAULTS = ("1 rank", "torch loader", "not compiled", "none uncommitted", "not under git")
+_DEFAULTS = (
+    "1 rank",
+    "torch loader",
+    "not compiled",
+    "float32 group norm",
+    "none uncommitted",
+    "not under git",
+)
 
 
 def facts_of(cells: Sequence[CellSummary]) -> tuple[Fact, ...]:

@@ -257,6 +257,9 @@ def _unlike(row: Row, again: Row) -> Iterator[str]:
         ("ranks", "world_size"),
         ("loader", "loader"),
         ("compiled", "compiled"),
+        ("compile mode", "compile_mode"),
+        ("CUDA graphs", "cuda_graphs"),
+        ("half group norm", "half_group_norm"),
         ("commit", "commit"),
     ):
         then, now = getattr(row, of), getattr(again, of)
@@ -281,7 +284,14 @@ def run_again(
     loader = chosen_loader(row.loader, folder) if row.loader in ("ffcv", "pil") else settings.loader
     data = open_data(again.plan.profile, folder, in_beton=loader == "ffcv")
     data = with_content(data, console, stop)
-    settings = replace(settings, loader=loader, compile=row.compiled)
+    settings = replace(
+        settings,
+        loader=loader,
+        compile=row.compiled,
+        compile_mode=row.compile_mode,
+        cuda_graphs=row.cuda_graphs and settings.device != "cpu",
+        half_group_norm=row.half_group_norm,
+    )
     reasons = again.reasons + data_reasons(row, data)
     if reasons and not anyway:
         raise _refusal(row, reasons)

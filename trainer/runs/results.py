@@ -150,6 +150,9 @@ class Row(StrictModel):
     injected: tuple[Text, ...] = ()
     activation_checkpointing: bool = False
     compiled: bool = False
+    compile_mode: Text = "default"
+    cuda_graphs: bool = False
+    half_group_norm: bool = False
     weights_sha256: Text | None
     device: Text
     versions: dict[Text, Text]

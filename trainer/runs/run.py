@@ -34,6 +34,7 @@ from trainer.runs.guard import Guard
 from trainer.runs.loggers.first_batch import draw_first_batch
 from trainer.runs.loggers.logger import Log
 from trainer.runs.saved_state import SavedProgress, check_saved, saved_progress
+from trainer.runs.step_trace import StepTrace
 
 # a checkpoint's file is not larger than so many times its tensors, and what torch writes of each
 _SIZE_MARGIN, _SIZE_MARGIN_BYTES = 2, 2**26
@@ -106,6 +107,7 @@ class TrainingRun(NullRun):
         self.metrics_written: tuple[int, str | None] = (0, None)
         self.curves_incomplete = False
         self.unsaved = ""
+        self._trace: StepTrace | None = None
         self._begun: tuple[int, int] | None = (
             None  # step and evaluated_step of the checkpoint begun last
         )
@@ -147,7 +149,19 @@ class TrainingRun(NullRun):
         with self.logger, self.saver:
             for note in notes:
                 self.say(note)
+            with self._traced():
+                yield
+
+    @contextlib.contextmanager
+    def _traced(self) -> Iterator[None]:
+        if not self.settings.profile or not self.ranks.is_first:
             yield
+            return
+        self._trace = StepTrace(self.folder, self.settings.device, self.say)
+        try:
+            yield
+        finally:
+            self._trace.close()
 
     @property
     def watch(self) -> Watch:
@@ -159,6 +173,8 @@ class TrainingRun(NullRun):
 
     def start_step(self, step: int) -> None:
         self.ranks.check(self.stop)
+        if self._trace:
+            self._trace.start_step(step)
         self.guard.before_step(step, self)
 
     def check(self) -> None:
@@ -351,5 +367,8 @@ def machine_of(settings: Settings) -> dict[str, str]:
             else settings.loader
         ),
         "compile": str(int(settings.compile)),
+        "compile_mode": settings.compile_mode,
+        "cuda_graphs": str(int(settings.cuda_graphs)),
+        "half_group_norm": str(int(settings.half_group_norm)),
         **provenance.versions(),
     }

@@ -385,7 +385,7 @@ def steps(_: Folders) -> list[Finding]:
             is_same, median_s = twice(device)
         except Exception as error:
             state = ABSENT if number else BROKEN  # the main job takes the first
-            remedy = _SET_UP if device == "cpu" else "device=cpu trains without it"
+            remedy = _SET_UP if device == "cpu" else _of_gpu(error)
             findings.append(Finding(what, first_line(error), "a step", state, remedy))
             continue
         unit = "ms of processor time" if device == "cpu" else "ms"
@@ -393,6 +393,18 @@ def steps(_: Folders) -> list[Finding]:
         findings.append(Finding(what, found, f"a step of {MAIN_RECIPE} {MAIN_MODEL}"))
         findings.append(determinism(device, is_same, median_s))
     return findings
+
+
+def _of_gpu(error: Exception) -> str:
+    """What mends a step that failed on a GPU; without it a run on the CPU trains all the same."""
+    text, otherwise = str(error), "; device=cpu trains without it"
+    if import_module("trainer.base.memory").is_memory_full(error):
+        return f"nvidia-smi names who holds its memory: end that{otherwise}"
+    if "no kernel image" in text or "not compatible" in text:
+        return f"a torch built for this GPU, from pytorch.org's list{otherwise}"
+    if any(word in text.lower() for word in ("compiler", "triton", "ptxas")):
+        return f"sudo apt-get install -y gcc g++{otherwise}"
+    return f"nvidia-smi, and `dmesg | grep -i xid` for what its driver saw{otherwise}"
 
 
 def determinism(device: str, is_same: bool, median_s: float) -> Finding:

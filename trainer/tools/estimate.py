@@ -81,7 +81,9 @@ def _rows_like(plan: Plan, settings: Settings, results: Path) -> Iterator[Row]:
                 (row.reserved_mem_mib is not None) == on_gpu
                 and row.precision == settings.precision
                 and row.activation_checkpointing == settings.activation_checkpointing
-                and row.compiled == settings.compile
+                and (row.compiled, row.compile_mode) == (settings.compile, settings.compile_mode)
+                and row.cuda_graphs == settings.cuda_graphs
+                and row.half_group_norm == settings.half_group_norm
                 and (on_gpu or _is_same_cpu(row, plan, settings))
                 and shape_of_row(row) == shape
                 and _images_per_s(row) > 0

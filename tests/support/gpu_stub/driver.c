@@ -11,10 +11,11 @@
     }
 #define A_HANDLE ((void*)0x5000)
 
-__attribute__((weak)) void gpu_stub_launched(void);  // the runtime's, where it is preloaded
+// the runtime's, where it is preloaded
+__attribute__((weak)) void gpu_stub_launched(void* stream);
 
-static int launched(void) {
-    if (gpu_stub_launched) gpu_stub_launched();
+static int launched(void* stream) {
+    if (gpu_stub_launched) gpu_stub_launched(stream);
     return 0;
 }
 
@@ -51,9 +52,26 @@ GIVE(cuCtxGetLimit, unsigned long, 1024)
 GIVE(cuOccupancyMaxActiveClusters, int, 1)
 GIVE(cuOccupancyMaxActiveBlocksPerMultiprocessor, int, 2)
 
-int cuLaunchKernel() { return launched(); }
-int cuLaunchKernelEx() { return launched(); }
-int cuLaunchCooperativeKernel() { return launched(); }
+int cuLaunchKernel(void* function, unsigned grid_x, unsigned grid_y, unsigned grid_z,
+                   unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared,
+                   void* stream) {
+    return launched(stream);
+}
+
+int cuLaunchCooperativeKernel(void* function, unsigned grid_x, unsigned grid_y, unsigned grid_z,
+                              unsigned block_x, unsigned block_y, unsigned block_z, unsigned shared,
+                              void* stream) {
+    return launched(stream);
+}
+
+struct Config {
+    unsigned sizes[7];
+    void* stream;
+};
+
+int cuLaunchKernelEx(struct Config* config) {
+    return launched(config->stream);
+}
 
 int cuDevicePrimaryCtxGetState(int device, unsigned* flags, int* is_active) {
     *flags = 0, *is_active = 1;

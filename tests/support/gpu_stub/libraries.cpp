@@ -10,8 +10,13 @@
     int name() { return 0; }
 #define LAUNCH(name)         \
     int name() {             \
-        counted::launches++; \
+        stub::launched(own); \
         return 0;            \
+    }
+#define SET_STREAM(name)               \
+    int name(void*, void* stream) {    \
+        own = stream;                  \
+        return 0;                      \
     }
 #define HANDLE(name)             \
     int name(void** made) {      \
@@ -24,13 +29,16 @@
         return 0;                     \
     }
 
+// The stream of this thread's calls, which torch sets before each; all handles are one.
+static thread_local void* own;
+
 extern "C" {
 
 // ---- cuBLAS
 
 HANDLE(cublasCreate_v2)
 OK(cublasDestroy_v2)
-OK(cublasSetStream_v2)
+SET_STREAM(cublasSetStream_v2)
 OK(cublasSetWorkspace_v2)
 OK(cublasSetMathMode)
 OK(cublasSetPointerMode_v2)
@@ -50,7 +58,6 @@ LAUNCH(cublasSdot_v2)
 LAUNCH(cublasDdot_v2)
 LAUNCH(cublasDotEx)
 LAUNCH(cublasHSHgemvStridedBatched)
-LAUNCH(cublasLtMatmul)
 HANDLE(cublasLtCreate)
 HANDLE(cublasLtMatmulDescCreate)
 HANDLE(cublasLtMatrixLayoutCreate)
@@ -65,6 +72,12 @@ OK(cublasLtMatmulAlgoCheck)
 OK(cublasLtMatmulAlgoInit)
 OK(cublasLtMatmulAlgoConfigSetAttribute)
 
+int cublasLtMatmul(void*, void*, void*, void*, void*, void*, void*, void*, void*, void*, void*,
+                   void*, void*, void*, size_t, void* stream) {
+    stub::launched(stream);
+    return 0;
+}
+
 int cublasLtMatmulAlgoGetHeuristic(void*, void*, void*, void*, void*, void*, void*, int, void*,
                                    int* number) {
     *number = 1;
@@ -75,7 +88,7 @@ int cublasLtMatmulAlgoGetHeuristic(void*, void*, void*, void*, void*, void*, voi
 
 HANDLE(cudnnCreate)
 OK(cudnnDestroy)
-OK(cudnnSetStream)
+SET_STREAM(cudnnSetStream)
 ZERO(cudnnGetStream, void*)
 
 int cudnnBackendCreateDescriptor(int, void** descriptor) {

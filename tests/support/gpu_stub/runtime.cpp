@@ -16,7 +16,9 @@
 #include <cstring>
 #include <map>
 #include <mutex>
+#include <set>
 #include <string>
+#include <thread>
 #include <unordered_map>
 #include <vector>
 
@@ -99,7 +101,8 @@ void* mapped(size_t size, int protection) {
 using Clock = std::map<uintptr_t, long>;
 struct Event {
     Clock clock;
-    long recorded;  // by the host's own time
+    long recorded;       // by the host's own time
+    uintptr_t captured;  // the stream of a capture that it stands in, or 0
 };
 std::map<uintptr_t, Clock> streams;
 std::map<uintptr_t, Event> events;
@@ -185,8 +188,59 @@ Clock everything() {
     return clock;
 }
 
-void copied(void* to, const void* from, size_t size, cudaStream_t stream) {
+// ---- captures: what a stream is asked meanwhile becomes a graph, and counts where it is launched
+//
+// One at a time, as in torch. What would not be of the graph breaks it, as on a real GPU: a wait, a
+// question, memory taken without the relaxed mode, a copy of memory that is not pinned, a stream
+// that does not come back.
+
+struct Graph {
+    long number = 0;  // of kernels, copies and memsets
+};
+struct Capture {
+    Graph* graph;
+    uintptr_t origin;
+    std::set<uintptr_t> streams, away;  // those that belong to it; those to come back to the origin
+    std::thread::id thread;
+    bool is_broken;
+} capture{};
+thread_local cudaStreamCaptureMode mode = cudaStreamCaptureModeGlobal;
+
+bool captures(const void* stream) {
+    Lock lock(mutex);
+    return capture.graph && capture.streams.count((uintptr_t)stream);
+}
+
+// Make what a stream is asked a part of the graph, where it belongs to a capture.
+bool is_captured(const void* stream) {
+    Lock lock(mutex);
+    if (!captures(stream)) return false;
+    if ((uintptr_t)stream != capture.origin) capture.away.insert((uintptr_t)stream);
+    capture.graph->number++, counted::captured++;
+    return true;
+}
+
+cudaError_t broken(cudaError_t error) {
+    Lock lock(mutex);
+    capture.is_broken = true;
+    return failed(error);
+}
+
+// Of a call that no capture may contain.
+bool is_forbidden() {
+    Lock lock(mutex);
+    return capture.graph && mode != cudaStreamCaptureModeRelaxed &&
+           capture.thread == std::this_thread::get_id();
+}
+
+cudaError_t copied(void* to, const void* from, size_t size, cudaStream_t stream) {
     bool to_device = is_in(on_device, to), from_device = is_in(on_device, from);
+    if (captures(stream)) {
+        bool is_pinned = (to_device || is_in(pinned, to)) && (from_device || is_in(pinned, from));
+        if (!is_pinned) return broken(cudaErrorStreamCaptureUnsupported);
+        is_captured(stream);
+        return cudaSuccess;
+    }
     if (to_device && from_device) {
         counted::copies_on_device++, counted::bytes_on_device += size;
     } else if (to_device) {
@@ -211,6 +265,7 @@ void copied(void* to, const void* from, size_t size, cudaStream_t stream) {
             memmove(to, from, size);
         }
     }
+    return cudaSuccess;
 }
 
 // ---- kernels
@@ -219,8 +274,8 @@ std::unordered_map<const void*, std::string> kernel_names;
 std::unordered_map<std::string, long> launched;
 std::atomic<bool> counts_names{false};
 
-cudaError_t launch(const void* function) {
-    counted::launches++;
+cudaError_t launch(const void* function, const void* stream) {
+    stub::launched((void*)stream);
     if (counts_names) {
         Lock lock(mutex);
         auto found = kernel_names.find(function);
@@ -249,6 +304,10 @@ void stub::waited(const char* what) {
 
 int stub::current_device() { return device; }
 
+void stub::launched(void* stream) {
+    if (!is_captured(stream)) counted::launches++;
+}
+
 extern "C" {
 
 // ---- what the watch asks
@@ -262,7 +321,7 @@ long gpu_stub_count(const char* name) {
     return -1;
 }
 
-void gpu_stub_launched() { counted::launches++; }  // by the driver: Triton's kernels
+void gpu_stub_launched(void* stream) { stub::launched(stream); }  // by the driver: Triton's kernels
 
 void gpu_stub_count_names(int on) {
     Lock lock(mutex);
@@ -351,6 +410,7 @@ cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* greatest) {
 }
 
 cudaError_t cudaDeviceSynchronize() {
+    if (is_forbidden()) return broken(cudaErrorStreamCaptureUnsupported);
     stub::waited("cudaDeviceSynchronize");
     catch_up(now());
     is_done(everything());
@@ -400,6 +460,7 @@ cudaError_t cudaGetDriverEntryPointByVersion(const char*, void** function, unsig
 
 cudaError_t cudaMalloc(void** pointer, size_t size) {
     Lock lock(mutex);
+    if (is_forbidden()) return broken(cudaErrorStreamCaptureUnsupported);
     if (used[device] + size > capacity()) return failed(cudaErrorMemoryAllocation);
     void* block = mapped(size, PROT_NONE);
     if (!block) return failed(cudaErrorMemoryAllocation);
@@ -491,11 +552,11 @@ cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* found, const void* p
 
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t size, cudaMemcpyKind,
                             cudaStream_t stream) {
-    copied(to, from, size, stream);
-    return cudaSuccess;
+    return copied(to, from, size, stream);
 }
 
 cudaError_t cudaMemcpy(void* to, const void* from, size_t size, cudaMemcpyKind) {
+    if (is_forbidden()) return broken(cudaErrorStreamCaptureImplicit);
     copied(to, from, size, nullptr);
     stub::waited("cudaMemcpy");
     is_done(clock_of(nullptr));
@@ -519,8 +580,8 @@ cudaError_t cudaMemcpyToSymbol(const void*, const void*, size_t, size_t, cudaMem
     return cudaSuccess;
 }
 
-cudaError_t cudaMemsetAsync(void*, int, size_t, cudaStream_t) {
-    counted::memsets++;
+cudaError_t cudaMemsetAsync(void*, int, size_t, cudaStream_t stream) {
+    if (!is_captured(stream)) counted::memsets++;
     return cudaSuccess;
 }
 
@@ -564,26 +625,82 @@ cudaError_t cudaStreamGetPriority(cudaStream_t, int* priority) {
     return cudaSuccess;
 }
 
-cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
-    *status = cudaStreamCaptureStatusNone;
+cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
+    *status = captures(stream) ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
     return cudaSuccess;
 }
 
-cudaError_t cudaStreamGetCaptureInfo(cudaStream_t, cudaStreamCaptureStatus* status,
-                                     unsigned long long*, cudaGraph_t*, const cudaGraphNode_t**,
-                                     const cudaGraphEdgeData**, size_t*) {
-    *status = cudaStreamCaptureStatusNone;
+cudaError_t cudaStreamGetCaptureInfo(cudaStream_t stream, cudaStreamCaptureStatus* status,
+                                     unsigned long long* id, cudaGraph_t* graph,
+                                     const cudaGraphNode_t** nodes, const cudaGraphEdgeData** edges,
+                                     size_t* number) {
+    if (id) *id = (unsigned long long)capture.graph;
+    if (graph) *graph = (cudaGraph_t)capture.graph;
+    if (nodes) *nodes = nullptr;
+    if (edges) *edges = nullptr;
+    if (number) *number = 0;
+    return cudaStreamIsCapturing(stream, status);
+}
+
+cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* other) {
+    std::swap(mode, *other);
     return cudaSuccess;
 }
 
-cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode*) { return cudaSuccess; }
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode asked) {
+    Lock lock(mutex);
+    if (!stream || capture.graph) return failed(cudaErrorStreamCaptureUnsupported);
+    capture = {new Graph, (uintptr_t)stream, {(uintptr_t)stream}, {}, std::this_thread::get_id(),
+               false};
+    if (asked == cudaStreamCaptureModeRelaxed) capture.thread = {};
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+    Lock lock(mutex);
+    Capture ended = capture;
+    capture = {};
+    *graph = nullptr;
+    if ((uintptr_t)stream != ended.origin) return failed(cudaErrorStreamCaptureUnmatched);
+    if (ended.is_broken) return failed(cudaErrorStreamCaptureInvalidated);
+    if (!ended.away.empty()) return failed(cudaErrorStreamCaptureUnjoined);
+    *graph = (cudaGraph_t)ended.graph;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t*, size_t* number) {
+    *number = ((Graph*)graph)->number;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t* made, cudaGraph_t graph,
+                                          unsigned long long) {
+    *made = (cudaGraphExec_t)graph;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* made, cudaGraph_t graph,
+                                 unsigned long long flags) {
+    return cudaGraphInstantiateWithFlags(made, graph, flags);
+}
+
+cudaError_t cudaGraphLaunch(cudaGraphExec_t, cudaStream_t stream) {
+    counted::graph_launches++;
+    stub::launched(stream);
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphDestroy(cudaGraph_t) { return cudaSuccess; }
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t) { return cudaSuccess; }
 
 cudaError_t cudaStreamQuery(cudaStream_t stream) {
+    if (captures(stream)) return broken(cudaErrorStreamCaptureUnsupported);
     is_done(clock_of(stream));
     return cudaSuccess;
 }
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+    if (captures(stream)) return broken(cudaErrorStreamCaptureUnsupported);
     stub::waited("cudaStreamSynchronize");
     catch_up(now());
     is_done(clock_of(stream));
@@ -592,7 +709,15 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
     Lock lock(mutex);
-    join(streams[(uintptr_t)stream], events[(uintptr_t)event].clock);
+    Event& waited_for = events[(uintptr_t)event];
+    if (uintptr_t from = capture.graph ? waited_for.captured : 0) {
+        if (!stream) return broken(cudaErrorStreamCaptureImplicit);
+        capture.streams.insert((uintptr_t)stream);
+        if ((uintptr_t)stream == capture.origin) capture.away.erase(from);
+    } else if (captures(stream)) {
+        return broken(cudaErrorStreamCaptureIsolation);
+    }
+    join(streams[(uintptr_t)stream], waited_for.clock);
     return cudaSuccess;
 }
 
@@ -623,7 +748,8 @@ cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t, cudaEvent_t) 
 
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
     Lock lock(mutex);
-    events[(uintptr_t)event] = {streams[(uintptr_t)stream], now()};
+    uintptr_t captured = captures(stream) ? (uintptr_t)stream : 0;
+    events[(uintptr_t)event] = {streams[(uintptr_t)stream], now(), captured};
     return cudaSuccess;
 }
 
@@ -634,6 +760,7 @@ cudaError_t cudaEventRecordWithFlags(cudaEvent_t event, cudaStream_t stream, uns
 cudaError_t cudaEventQuery(cudaEvent_t event) {
     questions++;
     Event asked = found(event);
+    if (asked.captured) return broken(cudaErrorCapturedEvent);
     bool behind = asked.recorded > caught_up && now() - asked.recorded < QUEUED;
     if (behind) return cudaErrorNotReady;
     is_done(asked.clock);
@@ -641,6 +768,7 @@ cudaError_t cudaEventQuery(cudaEvent_t event) {
 }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+    if (found(event).captured) return broken(cudaErrorCapturedEvent);
     stub::waited("cudaEventSynchronize");
     catch_up(found(event).recorded);
     is_done(found(event).clock);
@@ -690,21 +818,23 @@ cudaError_t __cudaGetKernel(cudaKernel_t* kernel, const void* function) {
     return cudaSuccess;
 }
 
-cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3, dim3, void**, size_t, cudaStream_t) {
-    return launch((const void*)kernel);
+cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3, dim3, void**, size_t,
+                               cudaStream_t stream) {
+    return launch((const void*)kernel, stream);
 }
 
-cudaError_t cudaLaunchKernel(const void* function, dim3, dim3, void**, size_t, cudaStream_t) {
-    return launch(function);
+cudaError_t cudaLaunchKernel(const void* function, dim3, dim3, void**, size_t,
+                             cudaStream_t stream) {
+    return launch(function, stream);
 }
 
-cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t*, const void* function, void**) {
-    return launch(function);
+cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* function, void**) {
+    return launch(function, config->stream);
 }
 
 cudaError_t cudaLaunchCooperativeKernel(const void* function, dim3, dim3, void**, size_t,
-                                        cudaStream_t) {
-    return launch(function);
+                                        cudaStream_t stream) {
+    return launch(function, stream);
 }
 
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* found, const void*) {

@@ -5,7 +5,7 @@
 
 // Order and names of the counters, as counts.py reads them.
 #define GPU_STUB_COUNTERS(each)                                                          \
-    each(launches) each(waits) each(pageable_copies) each(copies_to_device)              \
+    each(launches) each(waits) each(graph_launches) each(captured) each(pageable_copies) each(copies_to_device)              \
     each(copies_to_host) each(copies_on_device) each(memsets) each(pinned_allocations)   \
     each(device_allocations) each(collectives) each(bytes_to_device) each(bytes_to_host) \
     each(bytes_on_device) each(bytes_pinned) each(bytes_collected)
@@ -21,4 +21,6 @@ void tell(const char* what, long num_bytes);
 // A call that returns only when the device is done.
 void waited(const char* what);
 int current_device();
+// A kernel on a stream, which may belong to a capture.
+void launched(void* stream);
 }  // namespace stub

@@ -28,6 +28,8 @@ _OURS = str(Path(trainer.__file__).parent) + os.sep
 COUNTERS = (
     "launches",
     "waits",
+    "graph_launches",
+    "captured",
     "pageable_copies",
     "copies_to_device",
     "copies_to_host",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -183,6 +185,8 @@ class BatchChannelNorm2d(nn.Module):
     weight, bias: [groups], of the second normalization: the outermost.
     """
 
+    group_norm: ClassVar[Callable[..., Tensor]] = staticmethod(F.group_norm)
+
     def __init__(
         self,
         num_channels: int,
@@ -208,7 +212,7 @@ class BatchChannelNorm2d(nn.Module):
         weight, bias = (
             each[:, None].expand(-1, num_each).reshape(-1) for each in (self.weight, self.bias)
         )
-        return F.group_norm(self.batch(x), self.groups, weight, bias, self.eps)
+        return self.group_norm(self.batch(x), self.groups, weight, bias, self.eps)
 
     def extra_repr(self) -> str:
         return f"groups={self.groups}, eps={self.eps}"
