@@ -84,9 +84,10 @@ def majority_pct(train: np.ndarray, val: np.ndarray) -> float:
 def _folder_profile(root: Path) -> Profile:
     facts: dict[str, Any] = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
     train: Index | BetonSet
+    val: Index | BetonSet
     if has_betons(root) and not holds_files(root):
-        train, val = (open_beton(root, split) for split in ("train", "val"))
-        facts = {name: getattr(train.facts, name) for name in ("mean", "std", "channels")}
+        train, val = (packed := open_beton(root, "train")), open_beton(root, "val")
+        facts = {name: getattr(packed.facts, name) for name in ("mean", "std", "channels")}
     else:  # counts and classes alone: training looks at every file when it opens them
         train, val = (open_files(root, split, check_files=False) for split in ("train", "val"))
     if len(train.classes) < 2:
