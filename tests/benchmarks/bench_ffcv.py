@@ -18,7 +18,12 @@ from trainer.data.profile import find_profile
 from trainer.tasks import task_of
 from trainer.tools.bench import image_folder
 
-STORAGES = {"bytes kept": Storage(), "256 px, pixels": Storage(256, 0.0)}
+RAW = "raw, 256 px"
+STORAGES = {
+    "bytes kept": Storage(),
+    "256 px, pixels": Storage(256, 0.0),
+    RAW: Storage(jpeg_share=0.0, side_px=256),  # what `make data format=raw` writes
+}
 
 
 def ffcv_parts(

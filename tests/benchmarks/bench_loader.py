@@ -8,7 +8,7 @@ Three stages: decoded; ready for the device (cropped, flipped, uint8); ready for
 processes, by the wall's clock (see bench_whole_loaders). Then their parts, which take turns in one
 process with one thread, by the processor time of that process, no image repeated. Where ffcv is
 built (make setup ffcv=1), its loader too: our pipeline and its stock one, over the files' own bytes
-and over pixels of at most 256 px. Without --src: photos of 500 x 375 px cut from scikit-learn's two
+and over pixels of at most 256 px; and both loaders over the file of `make data format=raw`. Without --src: photos of 500 x 375 px cut from scikit-learn's two
 sample images.
 """
 
@@ -26,7 +26,7 @@ import numpy as np
 import timm
 import torch
 import torchvision
-from bench_ffcv import ffcv_parts
+from bench_ffcv import RAW, STORAGES, ffcv_parts, write_betons
 from bench_whole_loaders import NUM_MICRO_BATCHES, whole_loaders
 from PIL import Image
 from timm.data import Mixup, create_transform
@@ -36,12 +36,15 @@ from written import write
 from trainer.base import provenance
 from trainer.base.memory import keep_freed_memory
 from trainer.base.settings import make_settings
+from trainer.data.dataset import open_data
+from trainer.data.datasets.builtin import for_training
 from trainer.data.decode import read_image
 from trainer.data.jpeg import decoder_name, read_for_training
 from trainer.data.loader import TrainStream
+from trainer.data.profile import find_profile
 from trainer.runs.job import Job, plan_of
 from trainer.tasks import task_of
-from trainer.tools.bench import in_turns, photo_files, ratios
+from trainer.tools.bench import image_folder, in_turns, photo_files, ratios
 
 NUM_CLASSES = 1000
 TIMM_A2 = {"is_training": True, "auto_augment": "rand-m7-mstd0.5-inc1", "interpolation": "random"}
@@ -51,6 +54,14 @@ TIMM_MIX = {
     "label_smoothing": 0.0,
     "num_classes": NUM_CLASSES,
 }
+
+
+def raw_photos(files: list[Path], folder: Path):
+    """The same as `make data format=raw` stores them, for training."""
+    root = image_folder(folder / "images", files, len(files), 2)
+    profile = find_profile(str(root))
+    write_betons(profile, root, folder / "raw", STORAGES[RAW])
+    return for_training(open_data(profile, folder / "raw").train)
 
 
 class Photos:
@@ -66,11 +77,11 @@ class Photos:
         return self.reader(self.files[i], 3)
 
 
-def ours(plan, files: list[Path], reader, batch_images: int) -> TrainStream:
-    """The suite's stream of one page, over these files."""
+def ours(plan, images, batch_images: int) -> TrainStream:
+    """The suite's stream of one page, over these images."""
     recipe = plan.recipe
-    return TrainStream(Photos(files, reader), 0, recipe.augment, recipe.image.train_px, 1, batch_images, 1,
-                       len(files) // batch_images, True, "fail")  # fmt: skip
+    return TrainStream(images, 0, recipe.augment, recipe.image.train_px, 1, batch_images, 1,
+                       images.num_images // batch_images, True, "fail")  # fmt: skip
 
 
 def candidates(files: list[Path], train_px: int, batch_images: int, folder: Path) -> dict:
@@ -80,8 +91,9 @@ def candidates(files: list[Path], train_px: int, batch_images: int, folder: Path
     plan = plan_of(Job("A2", "resnet50", "imagenet-1k", None, 0, f"image.train_px={train_px}"))
     settings = make_settings("cpu", workers="0")
     streams = {
-        "torch": ours(plan, files, read_for_training, batch_images),
-        "pil": ours(plan, files, read_image, batch_images),
+        "torch": ours(plan, Photos(files, read_for_training), batch_images),
+        "pil": ours(plan, Photos(files, read_image), batch_images),
+        f"torch ({RAW})": ours(plan, raw_photos(files, folder / "raw"), batch_images),
     }
     one = replace(plan, num_steps=10**6)
     of_timm = create_transform(train_px, **TIMM_A2)
@@ -119,12 +131,6 @@ def candidates(files: list[Path], train_px: int, batch_images: int, folder: Path
         },
         "ready for the device": {
             "torchvision v2": lambda n: len(torch.stack([crop(tv(path)) for path in chosen(n)])),
-            "ours, loader=pil": lambda n: len(
-                streams["pil"][n % streams["pil"].steps_per_epoch, 0].images
-            ),
-            "ours, loader=torch": lambda n: len(
-                streams["torch"][n % streams["torch"].steps_per_epoch, 0].images
-            ),
         },
         "ready for the model": {
             "timm": lambda n: len(
@@ -136,18 +142,15 @@ def candidates(files: list[Path], train_px: int, batch_images: int, folder: Path
             "torchvision v2": lambda n: len(
                 mix(torch.stack([after(crop(tv(path))) for path in chosen(n)]), labels())[0]
             ),
-            "ours, loader=pil": lambda n: len(
-                task_of(one, settings).prepare(
-                    streams["pil"][n % streams["pil"].steps_per_epoch, 0]
-                )[0]
-            ),
-            "ours, loader=torch": lambda n: len(
-                task_of(one, settings).prepare(
-                    streams["torch"][n % streams["torch"].steps_per_epoch, 0]
-                )[0]
-            ),
         },
     }
+    for name, stream in streams.items():
+        stages["ready for the device"][f"ours, loader={name}"] = lambda n, stream=stream: len(
+            stream[n % stream.steps_per_epoch, 0].images
+        )
+        stages["ready for the model"][f"ours, loader={name}"] = lambda n, stream=stream: len(
+            task_of(one, settings).prepare(stream[n % stream.steps_per_epoch, 0])[0]
+        )
     for stage, calls in ffcv_parts(plan, settings, files, batch_images, folder).items():
         stages[stage] |= calls
     return stages

@@ -7,11 +7,12 @@ what a run uses, with the page's repeats, which it decodes once for a step, and 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from bench_ffcv import STORAGES, has_ffcv, write_betons
+from bench_ffcv import RAW, STORAGES, has_ffcv, write_betons
 from timm.data import Mixup
 
 from trainer.base.settings import Settings, make_settings
@@ -51,14 +52,13 @@ def whole_loaders(
     for stage in stages:
         stages[stage]["ours, loader=torch"] = _ours(plan, settings, data, stage)
         stages[stage]["ours, loader=torch, without repeats"] = _ours(once, settings, data, stage)
-    for name in STORAGES if has_ffcv() else ():
+    for name in STORAGES if has_ffcv() else (RAW,):
         write_betons(plan.profile, root, folder / f"whole {name}", STORAGES[name])
-        packed, of_ffcv = (
-            open_data(plan.profile, folder / f"whole {name}", in_beton=True),
-            replace(settings, loader="ffcv"),
-        )
-        for stage in stages:
-            stages[stage][f"ours, loader=ffcv ({name})"] = _ours(plan, of_ffcv, packed, stage)
+        packed = open_data(plan.profile, folder / f"whole {name}", in_beton=True)
+        readers = ["torch"] * (name == RAW) + ["ffcv"] * has_ffcv()
+        for stage, loader in itertools.product(stages, readers):
+            by = replace(settings, loader=loader)
+            stages[stage][f"ours, loader={loader} ({name})"] = _ours(plan, by, packed, stage)
     return stages
 
 

@@ -1,5 +1,5 @@
-"""Commands about data: check-data reads every image, data writes the .beton files of loader=ffcv,
-parity compares that loader with torch's.
+"""Commands about data: check-data reads every image, data packs a split into one file, parity
+compares ffcv's loader of such files with torch's.
 """
 
 from __future__ import annotations
@@ -50,6 +50,21 @@ def write_data(
         Path | None,
         typer.Option(help="Folder for the .beton files; default: the image folder itself."),
     ] = None,
+    format_: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="beton: JPEG files as they are, for loader=ffcv. raw: pixels, which any loader "
+            "reads from the memory map without decoding; out must be a folder of its own.",
+        ),
+    ] = "beton",
+    side: Annotated[
+        int | None,
+        typer.Option(
+            help="With format=raw: shrink shorter sides to this many px by PIL's bicubic; "
+            "0: none; default: 256."
+        ),
+    ] = None,
     max_side: Annotated[
         int,
         typer.Option(
@@ -71,7 +86,9 @@ def write_data(
     """Write train.beton and val.beton, each with its .json; rerun to resume. Every image is decoded
     again from what was written. Needs no ffcv.
     """
-    _commands().write_data(data, src, out, max_side, jpeg_share, quality, workers)
+    commands = _commands()
+    storage = commands.storage_of(format_, side, max_side, jpeg_share, quality)
+    commands.write_data(data, src, out, format_, storage, workers)
 
 
 @app.command()

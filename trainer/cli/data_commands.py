@@ -10,11 +10,12 @@ from rich.text import Text
 from trainer.base.commands import command
 from trainer.base.cores import num_cores
 from trainer.base.disk import write_atomically
-from trainer.base.errors import UserError
+from trainer.base.errors import UserError, did_you_mean
 from trainer.base.settings import worker_count
 from trainer.data.check import check_data as check_images
 from trainer.data.dataset import open_data
 from trainer.data.datasets.builtin import open_set
+from trainer.data.datasets.packed import holds_files
 from trainer.data.ffcv.beton_writer import Storage, write_beton
 from trainer.data.own_profile import as_yaml, check_new, own_profile
 from trainer.data.profile import data_folder, find_profile
@@ -23,7 +24,10 @@ from trainer.runs import summary
 from trainer.runs.job import Job
 from trainer.runs.loader_equivalence import certify, notes, parity_table, write_certificate
 
-__all__ = ["Job", "check_data", "parity", "write_data"]
+__all__ = ["Job", "check_data", "parity", "storage_of", "write_data"]
+
+FORMATS = ("beton", "raw")
+RAW_SIDE_PX = 256  # what most resized copies of ImageNet have
 
 
 def check_data(data: str, data_dir: Path | None, workers: str, profile: Path | None = None) -> bool:
@@ -66,14 +70,28 @@ def _show_profile(
     out.print(Text(as_yaml(made).rstrip()))
 
 
+def storage_of(
+    format_: str, side: int | None, max_side: int, jpeg_share: float | None, quality: int
+) -> Storage:
+    """How `data` stores images, from its options. Raises UserError."""
+    if format_ not in FORMATS:
+        raise UserError(
+            f"format={format_}: unknown{did_you_mean(format_, FORMATS)}; "
+            f"valid: {', '.join(FORMATS)}"
+        )
+    if format_ == "beton":
+        if side is not None:
+            raise UserError(f"side={side}: needs format=raw; use max_side= for longer sides")
+        return Storage(max_side, jpeg_share, quality)
+    given = [f"max_side={max_side}"] * bool(max_side)
+    given += [f"jpeg_share={jpeg_share:g}"] if jpeg_share is not None else []
+    if given:
+        raise UserError(f"{given[0]}: not with format=raw, which stores pixels; use side= alone")
+    return Storage(jpeg_share=0.0, side_px=RAW_SIDE_PX if side is None else side)
+
+
 def write_data(
-    data: str,
-    src: Path | None,
-    out: Path | None,
-    max_side: int,
-    jpeg_share: float | None,
-    quality: int,
-    workers: str,
+    data: str, src: Path | None, out: Path | None, format_: str, storage: Storage, workers: str
 ) -> None:
     """Write the .beton files of both splits.
 
@@ -85,7 +103,11 @@ def write_data(
     out = out or folder
     if out is None:
         raise UserError(f"data={data}: no folder to write into; use out=<folder>")
-    storage = Storage(max_side, jpeg_share, quality)
+    if format_ == "raw" and holds_files(out):
+        raise UserError(
+            f"{out}: holds images, which loader=torch would read instead; "
+            "use out=<a folder of its own>"
+        )
     num_threads = max(1, worker_count(workers, auto=num_cores()))
     profile, console = find_profile(data, src), summary.console()
     for split in ("train", "val"):
@@ -99,7 +121,8 @@ def write_data(
         )
         size = f"{facts.num_images} images, {facts.num_bytes / 2**20:.0f} MiB"
         console.print(f"{out / split}.beton: {size}, {kind}", markup=False)
-    console.print(f"train from it: data={data} data_dir={out} loader=ffcv", markup=False)
+    loader = "" if format_ == "raw" else " loader=ffcv"
+    console.print(f"train from it: data={data} data_dir={out}{loader}", markup=False)
 
 
 def parity(

@@ -168,7 +168,8 @@ questions
 
 data
   check-data    decode every image, list the unreadable and unusual ones
-  data          write the .beton files of loader=ffcv
+  data          pack images into .beton files, for loader=ffcv;
+                format=raw: as pixels that any loader reads undecoded
   parity        loader equivalence: torch's loader against ffcv
 
 this machine and the suite itself

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from trainer.data.content import content_digest
-from trainer.data.datasets.beton import has_betons
+from trainer.data.datasets.beton import BetonSet, has_betons
 from trainer.data.datasets.builtin import (
     FolderSet,
     ImageSet,
@@ -63,6 +63,12 @@ class OpenedData:
             for kind, count in images.index.ignored.items()
         }
 
+    @property
+    def changes(self) -> str:
+        """How a .beton's pixels were made others than its source's; "" where they are the same."""
+        packed = (images for images in (self.train, self.val) if isinstance(images, BetonSet))
+        return next((images.facts.changes for images in packed if images.facts.changes), "")
+
     def read_content(self) -> Iterator[OpenedData | None]:
         """This data with its content_sha256, the last value given, after None for each part of the
         files that has been read.
@@ -78,9 +84,13 @@ class OpenedData:
         yield replace(self, content_sha256=whole if all(digests) else None)
 
     def loader_name(self, settings) -> str:
-        """The loader of the training images, for the row: with its JPEG decoder, if it uses one."""
-        is_plain = self.train.is_in_memory or settings.loader != "torch"
-        return settings.loader if is_plain else f"{settings.loader}, {decoder_name()}"
+        """The loader of the training images, for the row: torch's with its JPEG decoder, if it uses
+        one, or with what a .beton holds.
+        """
+        if settings.loader != "torch" or self.train.is_in_memory:
+            return settings.loader
+        is_beton = isinstance(self.train, BetonSet)
+        return f"torch, {self.train.facts.title if is_beton else decoder_name()}"
 
     def train_stream(
         self,
@@ -108,7 +118,7 @@ class OpenedData:
     def stream(self, plan, settings, ranks: Ranks = alone()) -> TrainStream:
         """This rank's training micro-batches of a plan, by key."""
         return _stream_of(settings.loader)(
-            image_set=self.train if settings.loader == "pil" else for_training(self.train),
+            image_set=for_training(self.train) if settings.loader == "torch" else self.train,
             seed=plan.seed,
             augment=plan.recipe.augment,
             train_px=plan.recipe.image.train_px,

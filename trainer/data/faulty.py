@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar
 
 import numpy as np
 from PIL import Image
@@ -40,9 +39,13 @@ class FaultyStream(TrainStream):
     faults: see Fault; images count from 1 in the order of the run, draws_per_epoch in each epoch.
     """
 
-    shares_repeats: ClassVar[bool] = False  # a fault is one draw's, and one micro-batch's
     faults: tuple[Fault, ...] = ()
     draws_per_epoch: int = 0
+
+    @property
+    def shares_repeats(self) -> bool:
+        """No: a fault is one draw's, and one micro-batch's."""
+        return False
 
     def __getitem__(self, key: tuple[int, int]) -> MicroBatch | BadImage:
         step, micro_batch = key

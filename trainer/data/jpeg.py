@@ -96,7 +96,7 @@ class Jpeg:
         top, left, height, width = box
         scale = _scale(min(height, width), train_px, resampling)
         if scale == 1 and self._pixels is not None:
-            return _resized(self._pixels, box, resampling, train_px)
+            return resized(self._pixels, box, resampling, train_px)
         content, num_rows = first_rows(self.content, top + height, self.height)
         smallest = (
             {}
@@ -108,14 +108,20 @@ class Jpeg:
             edges = [edge / scale for edge in (left, top, left + width, top + height)]
             square = Image.fromarray(pixels).resize((train_px, train_px), resampling, box=edges)
             return np.asarray(square).transpose(2, 0, 1)
-        return _resized(pixels, box, resampling, train_px)
+        return resized(pixels, box, resampling, train_px)
 
 
-def _resized(
+def resized(
     pixels: np.ndarray, box: tuple[int, int, int, int], resampling: int, train_px: int
 ) -> np.ndarray:
+    """The part of an image [H, W, C] uint8 within a box (top, left, height, width), resized to
+    [C, train_px, train_px]. resampling: a value of RESAMPLING.
+    """
     top, left, height, width = box
-    part = torch.from_numpy(pixels[top : top + height, left : left + width]).permute(2, 0, 1)[None]
+    found = pixels[top : top + height, left : left + width]
+    # torch warns of memory that cannot be written to, as a file's
+    part = torch.from_numpy(found if found.flags.writeable else found.copy())
+    part = part.permute(2, 0, 1)[None]
     mode, antialias = _MODES[resampling].partition("_")[0], resampling != NO_ANTIALIAS
     return interpolate(part, (train_px, train_px), mode=mode, antialias=antialias)[0].numpy()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from trainer.base import streams
-from trainer.components.augmentation import Augmentation
+from trainer.components.augmentation import Augmentation, Crop
+from trainer.data.datasets.beton import BetonSet
 from trainer.data.datasets.builtin import ImageSet, with_full_decoding
 from trainer.data.decode import RESAMPLING, BadImage, Pixels, train_square
 from trainer.data.jpeg import Jpeg
@@ -72,7 +73,6 @@ class TrainStream:
     "fail" or "skip". growth: smaller images than train_px in early steps; the
     draws are the same. num_splits: 1 for none. fill: the fill color of stage `pixels`, if that is
     done here; None leaves it to `inputs_of`. assigned: this rank's images of each step.
-    shares_repeats: decode an image once for all its repeats in a step where possible.
 
     Under "fail" a bad image is returned as its BadImage: raised in a worker, it would arrive as a
     traceback.
@@ -92,7 +92,13 @@ class TrainStream:
     num_splits: int = 1
     fill: tuple[int, ...] | None = None
     assigned: Assignment = WHOLE
-    shares_repeats: ClassVar[bool] = True
+
+    @property
+    def shares_repeats(self) -> bool:
+        """Decode an image once for all its repeats in a step, where possible? Uncompressed pixels
+        need no decoding.
+        """
+        return not (isinstance(self.image_set, BetonSet) and self.image_set.facts.jpeg_share == 0)
 
     def batches(
         self,
@@ -197,7 +203,7 @@ class TrainStream:
         for start in range(0, len(ids), _IMAGES_AT_ONCE):
             chunk = ids[start : start + _IMAGES_AT_ONCE]
             images, places = zip(*self._reads(chunk), strict=True)
-            draws = zip(chunk, images, places, *self._crops(chunk, images), strict=True)
+            draws = zip(chunk, images, places, *self._crops(chunk, images, places), strict=True)
             for _, repeats in itertools.groupby(draws, key=lambda draw: id(draw[1])):
                 yield from self._squares_of(list(repeats), image_px)
 
@@ -219,11 +225,14 @@ class TrainStream:
                     draw[None], image_px
                 )
 
-    def _crops(self, ids: np.ndarray, images: tuple) -> tuple[list, list]:
+    def _crops(self, ids: np.ndarray, images: tuple, places: tuple) -> tuple[list, list]:
         """The box and the filter of each image."""
         crop = next(part for part in self.augment if part.crops)
-        widths, heights = np.array([image.size for image in images]).T
-        boxes, is_bicubic = crop.draw(self.seed, ids, heights, widths)
+        if isinstance(self.image_set, BetonSet):
+            boxes, is_bicubic = boxes_in(self.image_set, crop, self.seed, ids, np.array(places))
+        else:
+            widths, heights = np.array([image.size for image in images]).T
+            boxes, is_bicubic = crop.draw(self.seed, ids, heights, widths)
         bilinear = "bilinear" if crop.antialias else "bilinear_no_antialias"
         return boxes.tolist(), [
             RESAMPLING["bicubic" if bicubic else bilinear] for bicubic in is_bicubic
@@ -283,3 +292,22 @@ def shrunk(images: Tensor, image_px: int) -> Tensor:
         return images
     kept = torch.arange(image_px) * images.shape[-1] // image_px
     return images[:, :, kept[:, None], kept]
+
+
+def boxes_in(
+    images: BetonSet, crop: Crop, seed: int, ids: np.ndarray, shown: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The box of each draw [b, 4] int64, and whether its resize is bicubic [b] bool: drawn in the
+    source's pixels; where an image is stored smaller, scaled and rounded to whole pixels.
+
+    ids: [b, 3]. shown: the image of each draw, [b].
+    """
+    source, stored = (
+        np.stack(sides) for sides in (images.source_sides(shown), images.sides(shown))
+    )
+    drawn, is_bicubic = crop.draw(seed, ids, *source)
+    first = drawn[:, :2].T
+    last = first + drawn[:, 2:].T
+    first, last = (np.rint(edge * stored / source).astype(np.int64) for edge in (first, last))
+    first = np.minimum(first, stored - 1)
+    return np.concatenate([first, np.maximum(last - first, 1)]).T, is_bicubic

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from trainer.base.commands import command
 from trainer.base.errors import ConfigError, UserError
+from trainer.data.datasets.beton import BetonSet, has_betons, open_beton
 from trainer.data.datasets.packed import holds_files, open_files
-from trainer.data.index import DataError
+from trainer.data.index import DataError, Index
 from trainer.recipe.load import load_yaml
 from trainer.recipe.profiles import (
     IMAGENET_MEAN,
@@ -33,10 +35,11 @@ def data_folder(data: str, data_dir: Path | None = None) -> Path | None:
 
 def find_profile(data: str, data_dir: Path | None = None) -> Profile:
     """The profile of `data`: a known name, a profile's .yaml, an image folder, or a folder of tar
-    shards, parquet or `datasets` files.
+    shards, parquet, `datasets` or .beton files.
 
     A folder's counts come from its index; it has three channels, ImageNet's mean and standard
-    deviation, and no `adapt`.
+    deviation, and no `adapt`. A .beton has the channels, mean and deviation of the profile that it
+    was written for.
 
     Raises UserError if `data` is none of these, ConfigError for a mistake in a profile's .yaml.
     """
@@ -121,8 +124,14 @@ def majority_of_counts(train: np.ndarray, val: np.ndarray) -> float:
 
 
 def _folder_profile(root: Path) -> Profile:
-    # counts and classes alone: training looks at every file when it opens them
-    train, val = (open_files(root, split, check_files=False) for split in ("train", "val"))
+    facts: dict[str, Any] = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    train: Index | BetonSet
+    val: Index | BetonSet
+    if has_betons(root) and not holds_files(root):
+        train, val = (packed := open_beton(root, "train")), open_beton(root, "val")
+        facts = {name: getattr(packed.facts, name) for name in ("mean", "std", "channels")}
+    else:  # counts and classes alone: training looks at every file when it opens them
+        train, val = (open_files(root, split, check_files=False) for split in ("train", "val"))
     if len(train.classes) < 2:
         raise UserError(f"{root / 'train'}: one class only; use two at least")
     name = re.sub(r"[^\w.+-]+", "-", root.resolve().name).encode()[:_LONGEST_NAME_BYTES]
@@ -131,6 +140,5 @@ def _folder_profile(root: Path) -> Profile:
         num_classes=len(train.classes),
         num_train=train.num_images,
         num_val=val.num_images,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
+        **facts,
     )

@@ -14,7 +14,7 @@ from trainer.base.stats import Difference, compare_cells
 from trainer.recipe import tree
 from trainer.report.notes import ROW_FACTS
 from trainer.report.tables import CellSummary, Table
-from trainer.runs.results import Row, RowError, read_row, read_row_file
+from trainer.runs.results import FOUND_ORIGINS, Row, RowError, read_row, read_row_file
 
 _MAX_SUGGESTIONS = 2_000  # names searched for the closest one
 
@@ -143,7 +143,7 @@ def _differing_deviations(a: Row, b: Row) -> Iterator[RowDifference]:
     """What the runs do differently: by their exact recipes where both rows hold one.
 
     Else by their deviations; where one run has none, the other's record of the recipe's value,
-    which is unknown where the recipes differ. What memory changed is in the deviations alone.
+    which is unknown where the recipes differ. What memory or data changed is in deviations alone.
     """
     if a.resolved_recipe is not None and b.resolved_recipe is not None:
         recipes = tree.from_json(a.resolved_recipe), tree.from_json(b.resolved_recipe)
@@ -151,7 +151,7 @@ def _differing_deviations(a: Row, b: Row) -> Iterator[RowDifference]:
             if path.partition(".")[0] not in tree.ABOUT:
                 shown = (tree.shown(value, exact=True) for value in values)
                 yield RowDifference("deviation", path, *shown)
-        changes = [[one for one in row.deviations if one.origin == "memory"] for row in (a, b)]
+        changes = [[one for one in row.deviations if one.origin in FOUND_ORIGINS] for row in (a, b)]
     else:
         changes = [list(row.deviations) for row in (a, b)]
     in_a, in_b = ({one.path: one.after for one in row_changes} for row_changes in changes)

@@ -413,6 +413,13 @@ def deviation_of_memory(state) -> tuple[RowDeviation, ...]:
     )
 
 
+def deviation_of_data(data) -> tuple[RowDeviation, ...]:
+    """Of a row: images were not read as they are in their files, but as a .beton has them."""
+    if not data.changes:
+        return ()
+    return (RowDeviation(path="data", before="as its files", after=data.changes, origin="data"),)
+
+
 def make_row(
     name: str, plan: Plan, settings: Settings, data, outcome, weights_sha256: str | None
 ) -> Row:
@@ -438,7 +445,11 @@ def make_row(
         ignored_files=data.ignored,
         split="val",
         seed=plan.seed,
-        deviations=deviation_rows(plan) + deviation_of_memory(state),
+        deviations=(
+            *deviation_rows(plan),
+            *deviation_of_memory(state),
+            *deviation_of_data(data),
+        ),
         resolved_recipe=tree.plain(recipe),
         bad_images=plan.bad_images,
         plugins=dict(plan.plugins),

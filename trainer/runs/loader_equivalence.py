@@ -29,6 +29,7 @@ from trainer.base.settings import Settings, make_settings
 from trainer.data.dataset import OpenedData, open_data
 from trainer.data.datasets.beton import chosen_loader
 from trainer.data.jpeg import SCALED_LEVELS, decoder_name
+from trainer.data.loader import boxes_in
 from trainer.data.profile import data_folder
 from trainer.data.transforms import normalize
 from trainer.recipe.plan import Plan
@@ -162,19 +163,13 @@ def _levels(first: torch.Tensor, second: torch.Tensor) -> list[float]:
     ]
 
 
-def _boxes_in(*given):
-    from trainer.data.ffcv.stream import boxes_in  # ffcv is optional
-
-    return boxes_in(*given)
-
-
 def _by_inter_area(plan: Plan, theirs: OpenedData, batch) -> torch.Tensor:
     """The images of a micro-batch as ffcv's own filter would make them, from the same boxes."""
     import cv2  # optional, as ffcv is
 
     ids, images = batch.ids.numpy(), np.empty(tuple(batch.images.shape), np.uint8)
     crop = next(part for part in plan.recipe.augment if part.crops)
-    boxes, _ = _boxes_in(theirs.train, crop, plan.seed, ids, ids[:, 1])
+    boxes, _ = boxes_in(theirs.train, crop, plan.seed, ids, ids[:, 1])
     is_flipped = np.zeros(len(ids), bool)
     for part in plan.recipe.augment:
         is_flipped ^= part.draw(plan.seed, ids) if part.flips else False
@@ -193,7 +188,7 @@ def _edge_px(plan: Plan, theirs: OpenedData, ids: np.ndarray) -> float:
     """How far the edges of ffcv's boxes lie from the drawn ones, at most, in stored pixels."""
     crop = next(part for part in plan.recipe.augment if part.crops)
     images = theirs.train
-    boxes, _ = _boxes_in(images, crop, plan.seed, ids, ids[:, 1])
+    boxes, _ = boxes_in(images, crop, plan.seed, ids, ids[:, 1])
     source, stored = (
         np.stack(sides, axis=1)
         for sides in (images.source_sides(ids[:, 1]), images.sides(ids[:, 1]))

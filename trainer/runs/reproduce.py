@@ -35,7 +35,7 @@ from trainer.recipe.plan import BAD_IMAGES, Plan, make_plan
 from trainer.recipe.schema import Recipe, apply_overrides
 from trainer.runs import summary as show
 from trainer.runs.job import Job, differ, resolve, run_job, with_content
-from trainer.runs.results import Row
+from trainer.runs.results import FOUND_ORIGINS, Row
 from trainer.runs.run_folder import recipe_of
 
 
@@ -89,7 +89,9 @@ def plan_again(
     else:
         resolved = left or _from_page(row, Job(name, row.model, data, where))
     told = tuple(
-        Deviation(**change.model_dump()) for change in row.deviations if change.origin != "memory"
+        Deviation(**change.model_dump())
+        for change in row.deviations
+        if change.origin not in FOUND_ORIGINS
     )
     profile, known = find_profile(data, where), row.bad_images or facts.get("bad_images")
     plans = [
@@ -301,4 +303,5 @@ def run_again(
     keep_freed_memory()
     settings = replace(settings, num_threads=row.num_threads)
     show.plan_in_brief(console, again.plan, settings, show.module_replacements(again.plan))
+    show.changed_images(console, data)
     return run_job(again.job, again.plan, settings, data, console, stop)

@@ -62,9 +62,12 @@ Percent = Annotated[float, Field(ge=0, le=100)]
 Amount = Annotated[NonNegative, Field(le=1e15)]
 
 
+FOUND_ORIGINS = ("memory", "data")  # of deviations that the plan does not have
+
+
 class RowDeviation(StrictModel):
     """One deviation of a run from its recipe: the value at `path` before and after, and who changed
-    it.
+    it: `set`, `profile` or `file`; `memory` that ran out, or `data` stored with other pixels.
     """
 
     path: Text

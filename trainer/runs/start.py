@@ -125,6 +125,7 @@ def train_rank(
         check_writable("results", rows_folder(settings.results))
     console.record = ranks.is_first  # for log.txt
     show.plan_in_brief(console, plan, settings, swaps)
+    show.changed_images(console, opened)
     show.ignored_lines(console, opened.ignored)
     if note := cache_note():
         console.print(note, markup=False)

@@ -34,7 +34,7 @@ from trainer.recipe.explain import ExplainedValue as Explained
 from trainer.recipe.plan import Plan
 from trainer.recipe.schema import Recipe
 from trainer.runs.export import is_timms
-from trainer.runs.job import deviation_rows
+from trainer.runs.job import deviation_of_data, deviation_rows
 from trainer.runs.rescore import most_moved
 from trainer.runs.results import Row, row_path, touches_result
 
@@ -84,6 +84,13 @@ def deviations(out: Console, plan: Plan) -> None:
         out.print("deviations  none: the recipe as it stands")
     for change in deviation_rows(plan):
         line = f"deviation  {change.path}: {change.before} -> {change.after}  ({change.origin})"
+        out.print(line, style="yellow", markup=False)
+
+
+def changed_images(out: Console, data) -> None:
+    """One line where images are not read as they are in their files."""
+    for change in deviation_of_data(data):
+        line = f"deviation  {change.path}: {change.before} -> {change.after}"
         out.print(line, style="yellow", markup=False)
 
 

@@ -27,7 +27,14 @@ from trainer.runs.export import file_digest, timm_facts
 from trainer.runs.job import published_recipe, with_content
 from trainer.runs.loader_equivalence import certificates_of
 from trainer.runs.rescore import data_of_run, most_moved, rescore
-from trainer.runs.results import Row, read_row, read_row_file, row_path, touches_result
+from trainer.runs.results import (
+    FOUND_ORIGINS,
+    Row,
+    read_row,
+    read_row_file,
+    row_path,
+    touches_result,
+)
 from trainer.runs.run_folder import open_model, plan_of_run, read_weights, recipe_of
 from trainer.runs.verify_curves import curve_checks
 
@@ -177,7 +184,7 @@ def _plan(folder: Path, plan: Plan, row: Row) -> Iterator[Check]:
     told = [
         tuple(change.model_dump().values())
         for change in row.deviations
-        if change.origin != "memory"
+        if change.origin not in FOUND_ORIGINS
     ]
     written = [tuple(change.values()) for change in facts.get("deviations", ())]
     if written != told:

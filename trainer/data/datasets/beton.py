@@ -15,7 +15,7 @@ import io
 import json
 import zlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
@@ -25,8 +25,10 @@ from PIL import Image
 from trainer.base.commands import command, program
 from trainer.base.errors import UserError
 from trainer.base.json_text import json_file
-from trainer.data.decode import BadImage
+from trainer.data.datasets.packed import holds_files
+from trainer.data.decode import BadImage, Pixels
 from trainer.data.index import DataError
+from trainer.data.jpeg import resized
 
 VERSION = 2  # of ffcv's format
 LAYOUT = 1  # of our fields and of the .json
@@ -67,10 +69,11 @@ class Beton:
 
     source: fingerprint of the images it was written from. fingerprint: of its own images; equals
     `source` where all are stored without loss. max_side_px: longer sides were resized to it; 0:
-    none. jpeg_share: share of the images stored as JPEG of `quality`; None: JPEG files keep their
-    bytes, all others are stored uncompressed. mean, std: the profile's. samples_sha256: of the
-    metadata, which ties the two files together. content: digest of the source's bytes (see
-    data/content), or of them and what was changed; empty where an older version wrote the file.
+    none. side_px: the same of shorter sides. jpeg_share: share of the images stored as JPEG of
+    `quality`; None: JPEG files keep their bytes, all others are stored uncompressed. mean, std: the
+    profile's. samples_sha256: of the metadata, which ties the two files together. content: digest
+    of the source's bytes (see data/content), or of them and what was changed; empty where an older
+    version wrote the file.
     """
 
     layout: int
@@ -90,6 +93,23 @@ class Beton:
     samples_sha256: str
     classes: tuple[str, ...]
     content: str = ""
+    side_px: int = 0
+
+    @property
+    def changes(self) -> str:
+        """How its pixels were made others than the source's; "" where they are the same."""
+        if self.is_lossless:
+            return ""
+        words = [f"side={self.side_px}"] * (self.side_px > 0)
+        words += [f"max_side={self.max_side_px}"] * (self.max_side_px > 0)
+        if self.jpeg_share:
+            words.append(f"jpeg_share={self.jpeg_share:g} quality={self.quality}")
+        return " ".join(words) or "re-encoded"
+
+    @property
+    def title(self) -> str:
+        """What it holds, for a row: raw pixels, or JPEG files as well; and its changes."""
+        return f"{'raw' if self.jpeg_share == 0 else '.beton'} {self.changes}".strip()
 
     def as_json(self) -> bytes:
         """The bytes of the .json."""
@@ -112,8 +132,9 @@ def chosen_loader(asked: str, folder: Path | None, log: Callable[[str], None] = 
     """The loader of loader=: "auto" is ffcv where it is installed and the folder holds lossless
     .beton files, else torch.
 
-    Resized or re-encoded images are other data: the result of a run would depend on whether ffcv is
-    installed. A line is logged where such files are not used.
+    Resized or re-encoded images are other data than those beside them: the result of a run would
+    depend on whether ffcv is installed. A line is logged where such files are not used; torch reads
+    them where they are alone in their folder.
 
     Raises UserError where ffcv is asked for and one of the two is missing.
     """
@@ -122,7 +143,7 @@ def chosen_loader(asked: str, folder: Path | None, log: Callable[[str], None] = 
     is_installed, is_written = importlib.util.find_spec("ffcv") is not None, has_betons(folder)
     if asked == "auto":
         changed = _changed(folder) if is_written else ""
-        if changed and is_installed:
+        if changed and is_installed and holds_files(folder):
             log(f"loader=auto: using torch, since {changed}; use loader=ffcv to read it")
         return "ffcv" if is_installed and is_written and not changed else "torch"
     if not is_installed:
@@ -149,43 +170,50 @@ def _changed(folder: Path) -> str:
             metadata = _read_metadata(path.with_suffix(".json"))
         except (OSError, ValueError, TypeError, KeyError):
             return f"the .json of {path} cannot be read"
-        if not metadata.is_lossless:
-            share = (
-                ""
-                if metadata.jpeg_share is None
-                else f"jpeg_share={metadata.jpeg_share:g} quality={metadata.quality}"
-            )
-            how = " ".join(
-                filter(
-                    None,
-                    (f"max_side={metadata.max_side_px}" if metadata.max_side_px else "", share),
-                )
-            )
-            return f"{path} holds changed images ({how or 're-encoded'})"
+        if metadata.changes:
+            return f"{path} holds changed images ({metadata.changes})"
     return ""
 
 
 def beton_fingerprint(
-    source: str, is_lossless: bool, max_side_px: int, jpeg_share: float | None, quality: int
+    source: str,
+    is_lossless: bool,
+    max_side_px: int,
+    jpeg_share: float | None,
+    quality: int,
+    side_px: int = 0,
 ) -> str:
     """The fingerprint of a .beton's images: pixels that differ from the source are other data."""
     if is_lossless:
         return source
-    return hashlib.sha256(f"{source} {max_side_px} {jpeg_share} {quality}".encode()).hexdigest()
+    words = f"{source} {max_side_px} {jpeg_share} {quality}{f' {side_px}' if side_px else ''}"
+    return hashlib.sha256(words.encode()).hexdigest()
+
+
+class Mapped(Pixels):
+    """An image in a memory map, [H, W, C] uint8, of which a crop reads no more than its box."""
+
+    def square(self, box: tuple[int, int, int, int], resampling: int, train_px: int) -> np.ndarray:
+        """As Pixels, resized by torch: PIL's filter up to rounding, in a third of the time."""
+        return resized(self.pixels, box, resampling, train_px)
 
 
 @dataclass(frozen=True)
 class BetonSet:
-    """A split in a .beton, read without ffcv: PIL decodes it."""
+    """A split in a .beton, read without ffcv: PIL decodes it.
+
+    is_for_training: read() gives an uncompressed image as it lies in the memory map.
+    """
 
     path: Path
     facts: Beton
     num_channels: int = 3
+    is_for_training: bool = False
     is_in_memory = False
 
     def __getstate__(self):
         # without the cached memory maps: another process maps the file again
-        return {"path": self.path, "facts": self.facts, "num_channels": self.num_channels}
+        return {each.name: getattr(self, each.name) for each in fields(self)}
 
     @property
     def num_images(self) -> int:
@@ -210,17 +238,21 @@ class BetonSet:
     @cached_property
     def samples(self) -> np.ndarray:
         """The metadata, memory-mapped: [N] of SAMPLE."""
-        return np.memmap(self.path, SAMPLE, "r", SAMPLES_START, (self.num_images,))
+        return np.asarray(np.memmap(self.path, SAMPLE, "r", SAMPLES_START, (self.num_images,)))
 
     @cached_property
     def places(self) -> np.ndarray:
         """Where each image's bytes are, memory-mapped: [N] of PLACE."""
         start = int(np.fromfile(self.path, HEADER, 1)[0]["alloc_table_ptr"])
-        return np.memmap(self.path, PLACE, "r", start, (self.num_images,))
+        return np.asarray(np.memmap(self.path, PLACE, "r", start, (self.num_images,)))
 
     @cached_property
     def _bytes(self) -> np.ndarray:
-        return np.memmap(self.path, np.uint8, "r")
+        return np.asarray(np.memmap(self.path, np.uint8, "r"))
+
+    @cached_property
+    def _is_seen(self) -> np.ndarray:
+        return np.zeros(self.num_images, bool)
 
     def source_sides(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(heights, widths) of images as they were in the source, [B] int64 each."""
@@ -234,16 +266,28 @@ class BetonSet:
 
     def content(self, i: int) -> bytes:
         """The stored bytes of image i. Raises BadImage where their CRC-32 is wrong."""
-        first = int(self.samples["image"]["data_ptr"][i])
-        found = self._bytes[first : first + int(self.places["size"][i])].tobytes()
-        if zlib.crc32(found) != int(self.samples["crc"][i]):
-            raise BadImage(
-                f"{self.path}: image {i} is damaged (wrong CRC-32); run `{command('data')}` again"
-            )
+        return self._checked(i).tobytes()
+
+    def _checked(self, i: int) -> np.ndarray:
+        place = self.places[i]
+        found = self._bytes[int(place["ptr"]) : int(place["ptr"]) + int(place["size"])]
+        # of an image in the memory map once: later reads are of a part of it
+        if not (self.is_for_training and self._is_seen[i]):
+            if zlib.crc32(found) != int(self.samples["crc"][i]):
+                raise BadImage(
+                    f"{self.path}: image {i} is damaged (wrong CRC-32); "
+                    f"run `{command('data')}` again"
+                )
+            self._is_seen[i] = True
         return found
 
-    def read(self, i: int) -> Image.Image:
+    def read(self, i: int) -> Image.Image | Mapped:
         """Image i, RGB, or its luma for one channel. Raises BadImage."""
+        stored = self.samples["image"][i]
+        if self.is_for_training and stored["mode"] == RAW:
+            pixels = self._checked(i).reshape(int(stored["height"]), int(stored["width"]), 3)
+            # of one channel: three equal ones, each its luma
+            return Mapped(pixels[:, :, : self.num_channels])
         image = decoded_pixels(self.content(i), self.samples["image"][i], f"{self.path}: image {i}")
         return image.convert("L") if self.num_channels == 1 else image
 
@@ -268,8 +312,10 @@ def decoded_pixels(content: bytes, stored: np.ndarray, where: str) -> Image.Imag
     return image
 
 
-def open_beton(folder: Path, split: str, channels: int) -> BetonSet:
+def open_beton(folder: Path, split: str, channels: int | None = None) -> BetonSet:
     """Open a split's .beton, after checking that its metadata never points outside the file.
+
+    channels: of the profile; None for the file's own.
 
     Raises DataError where it or its .json is missing or damaged, where the two do not belong
     together, and where it has other channels.
@@ -277,7 +323,7 @@ def open_beton(folder: Path, split: str, channels: int) -> BetonSet:
     path = beton_file(folder, split)
     try:
         metadata = _read_metadata(path.with_suffix(".json"))
-        found = BetonSet(path, metadata, channels)
+        found = BetonSet(path, metadata, channels or metadata.channels)
         _check(found)
     except (OSError, ValueError, TypeError, KeyError) as error:
         reason = " ".join(str(error).split())
@@ -285,7 +331,7 @@ def open_beton(folder: Path, split: str, channels: int) -> BetonSet:
             f"{path}: not a .beton with its .json ({reason}); run `{command('data')}` again, "
             "or use loader=torch with an image folder"
         ) from None
-    if metadata.channels != channels:
+    if metadata.channels != found.num_channels:
         raise DataError(
             f"{path}: {metadata.channels} channels, where the profile has {channels}; "
             f"run `{command('data')}` with this profile"

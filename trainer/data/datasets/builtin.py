@@ -175,7 +175,7 @@ def known_set(*profiles: Profile | str) -> Callable[[Opener], Opener]:
 
 def for_training(images: ImageSet) -> ImageSet:
     """The same set, decoding (or copying) of each image only what its crop needs."""
-    if isinstance(images, ArraySet):
+    if isinstance(images, ArraySet | BetonSet):
         return replace(images, is_for_training=True)
     return replace(images, reader=read_for_training) if isinstance(images, FolderSet) else images
 

@@ -46,17 +46,32 @@ class Storage:
     max_side_px: int = 0
     jpeg_share: float | None = None
     quality: int = 90
+    side_px: int = 0
 
     def __post_init__(self):
-        if not (self.max_side_px == 0 or 8 <= self.max_side_px <= _LARGEST_SIDE_PX):
-            raise UserError(
-                f"max_side={self.max_side_px}: out of range; "
-                f"valid: 0 (original size), 8 .. {_LARGEST_SIDE_PX} px"
-            )
+        for name, side_px in (("max_side", self.max_side_px), ("side", self.side_px)):
+            if not (side_px == 0 or 8 <= side_px <= _LARGEST_SIDE_PX):
+                raise UserError(
+                    f"{name}={side_px}: out of range; "
+                    f"valid: 0 (original size), 8 .. {_LARGEST_SIDE_PX} px"
+                )
         if self.jpeg_share is not None and not 0 <= self.jpeg_share <= 1:
             raise UserError(f"jpeg_share={self.jpeg_share}: out of range; valid: 0 .. 1")
         if not 1 <= self.quality <= 100:
             raise UserError(f"quality={self.quality}: out of range; valid: 1 .. 100 (90 is usual)")
+
+    def resized(self, image: Image.Image) -> Image.Image:
+        """An image with its longer side at most max_side_px and its shorter one at most side_px, by
+        PIL's bicubic, which smooths what it makes smaller; itself where it is no larger.
+        """
+        shrink = min(
+            (self.max_side_px or max(image.size)) / max(image.size),
+            (self.side_px or min(image.size)) / min(image.size),
+        )
+        if shrink >= 1:
+            return image
+        size = [max(1, round(side * shrink)) for side in image.size]
+        return image.resize(size, Image.Resampling.BICUBIC)
 
     def is_jpeg(self, i: int, was_jpeg: bool) -> bool:
         """Is image i stored as JPEG? A share is spread evenly over the order, and so over the
@@ -252,6 +267,7 @@ def _metadata_of(
         max_side_px=storage.max_side_px,
         jpeg_share=storage.jpeg_share,
         quality=storage.quality,
+        side_px=storage.side_px,
         is_lossless=is_lossless,
         source=image_set.fingerprint,
         fingerprint=beton.beton_fingerprint(image_set.fingerprint, *changes),
@@ -284,6 +300,7 @@ def _finished(path: Path, image_set: ImageSet, storage: Storage, profile: Profil
         metadata.max_side_px,
         metadata.jpeg_share,
         metadata.quality,
+        metadata.side_px,
         metadata.profile,
         metadata.mean,
         metadata.std,
@@ -310,11 +327,7 @@ def _stored(image_set: ImageSet, i: int, storage: Storage) -> _Stored:
             f"{_LARGEST_SIDE_PX}; use max_side=500"
         )
     own = _own_bytes(image_set, i, image.mode)
-    if storage.max_side_px and max(source_size) > storage.max_side_px:
-        shrink = storage.max_side_px / max(source_size)
-        image = image.resize(
-            [max(1, round(side * shrink)) for side in source_size], Image.Resampling.BICUBIC
-        )
+    image = storage.resized(image)
     is_whole = image.size == source_size
     if not storage.is_jpeg(i, own is not None):
         stored = _Stored(
@@ -329,7 +342,7 @@ def _stored(image_set: ImageSet, i: int, storage: Storage) -> _Stored:
     if len(stored.content) > beton.PAGE_BYTES:
         raise UserError(
             f"image {i}: {len(stored.content)} bytes, but a .beton's page has {beton.PAGE_BYTES}; "
-            "use max_side=2000"
+            "use max_side=2000, or side=256 with format=raw"
         )
     about = {"mode": stored.mode, "width": stored.size[0], "height": stored.size[1]}
     beton.decoded_pixels(stored.content, about, f"image {i}, as it is stored,")

@@ -15,12 +15,11 @@ import torch
 from PIL import Image
 
 from trainer.base import streams
-from trainer.components.augmentation import Crop
 from trainer.data.datasets.beton import BetonSet
 from trainer.data.decode import BadImage
 from trainer.data.ffcv import loader as ffcv_loader
 from trainer.data.ffcv import resize as ffcv_resize
-from trainer.data.loader import MicroBatch, TrainStream, shrunk
+from trainer.data.loader import MicroBatch, TrainStream, boxes_in, shrunk
 from trainer.data.parts import Parts, has_parts, in_micro_batches, part_keys
 from trainer.data.threads import map_in_threads
 from trainer.data.transforms import augmented
@@ -39,11 +38,6 @@ class FfcvStream(TrainStream):
     """
 
     image_set: BetonSet
-
-    @property
-    def shares_repeats(self) -> bool:
-        """Only if some images are JPEG: uncompressed pixels need no decoding."""
-        return self.image_set.facts.jpeg_share != 0
 
     def batches(
         self,
@@ -192,22 +186,3 @@ class FfcvStream(TrainStream):
         pixels = np.asarray(image.resize((side, side), filters[row["is_bicubic"]]))
         pixels = pixels[:, ::-1] if row["is_flipped"] else pixels
         return np.ascontiguousarray(np.atleast_3d(pixels).transpose(2, 0, 1))
-
-
-def boxes_in(
-    images: BetonSet, crop: Crop, seed: int, ids: np.ndarray, shown: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The box of each draw in stored pixels [b, 4] int64, and whether its resize is bicubic [b]
-    bool.
-
-    ids: [b, 3]. shown: the image of each draw, [b].
-    """
-    source, stored = (
-        np.stack(sides) for sides in (images.source_sides(shown), images.sides(shown))
-    )
-    drawn, is_bicubic = crop.draw(seed, ids, *source)
-    first = drawn[:, :2].T
-    last = first + drawn[:, 2:].T
-    first, last = (np.rint(edge * stored / source).astype(np.int64) for edge in (first, last))
-    first = np.minimum(first, stored - 1)
-    return np.concatenate([first, np.maximum(last - first, 1)]).T, is_bicubic
