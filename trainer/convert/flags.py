@@ -52,7 +52,8 @@ class Args:
     """The values of a command's flags, given or by default. What is read of them is noted, so that
     what was given and had no effect can be named.
 
-    program: as messages name it, with its version.
+    program: as messages name it, with its version. is_complete: all flags are given, as args.yaml
+    does; then those at their default are not worth a word.
     """
 
     def __init__(
@@ -60,12 +61,13 @@ class Args:
         program: str,
         known: Sequence[Flag],
         given: Mapping[str, Any],
-        defaults: Mapping[str, Any] | None = None,
+        defaults: Mapping[str, Any],
+        is_complete: bool = False,
     ) -> None:
-        self.program, self.given = program, given
+        self.program, self.given, self._is_complete = program, given, is_complete
         self._flags = {flag.key: flag for flag in known}
         self._defaults = {key: flag.default for key, flag in self._flags.items()}
-        self._defaults |= defaults or {}
+        self._defaults |= defaults
         self._read: set[str] = set()
 
     def __getitem__(self, key: str) -> Any:
@@ -92,9 +94,10 @@ class Args:
 
     def of_fate(self, fate: Fate) -> Iterator[Flag]:
         """The given flags of one fate, in the order of the table."""
-        return (
-            flag for key, flag in self._flags.items() if flag.fate == fate and key in self.given
-        )
+        for key, flag in self._flags.items():
+            is_worth_it = not self._is_complete or not self._is_off(key)
+            if flag.fate == fate and key in self.given and is_worth_it:
+                yield flag
 
     def unread(self) -> Iterator[Flag]:
         """The given flags that a recipe could have said, and that nothing asked for."""

@@ -112,6 +112,8 @@ def _schedule(draft: Draft, peak: float, after: int) -> dict[str, Any]:
     if kind in ("", "none", None):
         return {"name": "constant"}
     if kind == "step":
+        if args["sched_on_updates"] and args["decay_epochs"] % 1:
+            draft.lose("decay_epochs", "a step in the middle of an epoch")
         return step_schedule(args["decay_epochs"], args["decay_rate"], epochs, after)
     if kind == "multistep":
         # timm looks one update ahead, so that a milestone of 30 acts from epoch 29 on
@@ -123,6 +125,8 @@ def _schedule(draft: Draft, peak: float, after: int) -> dict[str, Any]:
         return {"name": "polynomial", "power": args["decay_rate"], **made}
     if kind != "cosine":
         draft.lose("sched", "the recipe has a cosine in its place")
+        if args.is_given("patience_epochs"):
+            draft.lose("patience_epochs", "a rate that waits for the score")
     return {"name": "cosine", **{key: value() for key, value in falling.items()}}
 
 
@@ -160,10 +164,8 @@ def _put_loss(draft: Draft) -> None:
         draft.put("loss.name", "ce")
     if args["aug_splits"] and not args["jsd_loss"]:
         draft.lose("aug_splits", "splits without a loss that compares them")
-    if threshold is not None:
-        if args.is_given("smoothing") and args["smoothing"]:
-            pass  # read, and of no effect: the threshold erases it
-    elif args["smoothing"]:
+    # a threshold erases the smoothing
+    if threshold is None and args["smoothing"]:
         draft.put("smoothing", args["smoothing"], "smoothing")
 
 
@@ -177,6 +179,8 @@ def _put_images(draft: Draft) -> None:
         draft.assumed |= {"image.train_px": own, "image.test_px": own}
     share = args["crop_pct"] or (config.crop_pct if config else 0.875)
     draft.put("image.test_crop_share", min(share, 1.0))
+    if share > 1:
+        draft.lose("crop_pct", "a test image with a margin; the recipe says 1.0")
     if not args["crop_pct"]:
         draft.assumed["image.test_crop_share"] = own
     found = args["interpolation"] or (config.interpolation if config else "bicubic")

@@ -128,7 +128,7 @@ def make_recipe(name: str, source: str, gpus: int | None = None, version: str = 
         given = read_mapping(data, program.flags, title)
     known = {flag.key for flag in program.flags}
     unknown = {key: given.pop(key) for key in list(given) if key not in known}
-    args = Args(title, program.flags, given, program.defaults(version))
+    args = Args(title, program.flags, given, program.defaults(version), data is not None)
     launched = program.gpus_of(command.script, args) or command.gpus
     draft = Draft(args)
     program.convert(draft, _num_gpus(launched, gpus))

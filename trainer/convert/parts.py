@@ -7,9 +7,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from timm.optim import get_optimizer_info
+from timm.optim import get_optimizer_info, list_optimizers
 
-from trainer.base.errors import UserError
+from trainer.base.errors import UserError, did_you_mean
 from trainer.components.timm_optimizer import numbers_of
 from trainer.convert.draft import Draft, tidy
 
@@ -17,7 +17,7 @@ _CROPS = ("random", "bilinear", "bicubic")
 _STRONGEST = 10  # timm's default upper bound of RandAugment's magnitude
 _UNIFORM_STD = 100  # from this mstd on, timm draws the magnitude evenly
 _ERASED = {"pixel": "noise", "const": "mean"}
-_FIRST_MOMENTS = ("betas", "eps")
+_NESTEROV = {"sgd": True, "nesterov": True, "momentum": False}  # timm's names of torch's SGD
 _FLAGS_OF_FIELDS = {"momentum": "momentum", "betas": "opt_betas", "eps": "opt_eps"}
 
 
@@ -38,8 +38,6 @@ def put_rand_augment(draft: Draft, interpolation: str) -> None:
         if args["color_jitter"]:
             draft.lose("color_jitter", "brightness, contrast and saturation drawn per image")
         return
-    if args.is_given("color_jitter"):
-        args["color_jitter"]  # of no effect: timm turns it off beside --aa
     if not text.startswith("rand"):
         draft.lose("aa", "only RandAugment and TrivialAugment are known; none is in the recipe")
         return
@@ -136,10 +134,12 @@ def put_optimizer(draft: Draft, given: str, fields: Mapping[str, Any] | None = N
         name = name.removeprefix("fused")
         draft.assumed["optimizer.name"] = f"{args.label('opt')} fused{name} is apex's; as timm's"
     try:
+        if name not in (known := list_optimizers()):
+            raise ValueError(f"timm has no such optimizer{did_you_mean(name, known)}")
         numbers = {**numbers_of(name), **(fields or {})}
     except ValueError as error:
         found = f"{args.written('opt')}: {error}"
-        raise UserError(found, "write another", place="args") from None
+        raise UserError(found, "see timm.optim.list_optimizers()", place="args") from None
     if get_optimizer_info(name).has_momentum:
         numbers["momentum"] = args["momentum"]
     for key, flag in _FLAGS_OF_FIELDS.items():
@@ -170,23 +170,19 @@ def spare_vectors(draft: Draft) -> None:
 
 
 def _as_component(name: str, numbers: dict[str, Any]) -> dict[str, Any]:
-    """The fields of the suite's own component where it has one, else of timm's by name."""
-    own = {"sgd": ("sgd", True), "nesterov": ("sgd", True), "momentum": ("sgd", False)}
-    if name in own and not numbers.get("dampening"):
-        kind, is_nesterov = own[name]
-        momentum = numbers["momentum"]
-        fields = {"name": kind, "momentum": momentum}
-        return fields | ({"nesterov": True} if is_nesterov and momentum else {})
-    if name in ("adamw", "lamb"):
-        rest = set(numbers) - {*_FIRST_MOMENTS, "max_grad_norm"}
-        if not rest:
-            return {"name": name, **{key: numbers[key] for key in _FIRST_MOMENTS}}
-    if name == "rmsproptf" and set(numbers) <= {"alpha", "eps", "momentum"}:
+    """The fields of the suite's own component where it has one for them, else of timm's by name."""
+    keys = set(numbers)
+    if name in _NESTEROV and keys <= {"momentum", "dampening"} and not numbers["dampening"]:
+        fields = {"name": "sgd", "momentum": numbers["momentum"]}
+        return fields | ({"nesterov": True} if _NESTEROV[name] and numbers["momentum"] else {})
+    if name in ("adamw", "lamb") and keys <= {"betas", "eps", "max_grad_norm"}:
+        return {"name": name, "betas": tuple(numbers["betas"]), "eps": numbers["eps"]}
+    if name == "rmsproptf" and keys <= {"alpha", "eps", "momentum"}:
         return {"name": "rmsprop_tf", **numbers}
-    kept = {
+    fields = {
         key: tuple(value) if isinstance(value, list) else value for key, value in numbers.items()
     }
-    return {"name": "timm", "optimizer": name, "fields": kept}
+    return {"name": "timm", "optimizer": name, "fields": fields}
 
 
 def put_clipping(draft: Draft, mode: str) -> None:
@@ -213,11 +209,9 @@ def step_schedule(every: float, factor: float, epochs: int, after_epochs: int) -
     """The rate times `factor` after every so many epochs, which are counted from `after_epochs`."""
     if after_epochs == 0 and every == int(every):
         return {"name": "step", "every_epochs": int(every), "factor": factor}
-    places = {
-        after_epochs + math.ceil(every * count)
-        for count in range(1, int((epochs - after_epochs) / every) + 1)
-    }
-    return multi_step_schedule(sorted(places), factor, epochs)
+    counted = range(1, epochs - after_epochs)
+    places = [epoch for epoch in counted if epoch // every > (epoch - 1) // every]
+    return multi_step_schedule([after_epochs + epoch for epoch in places], factor, epochs)
 
 
 def multi_step_schedule(at_epochs: list[int], factor: float, epochs: int) -> dict[str, Any]:
