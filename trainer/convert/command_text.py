@@ -26,8 +26,7 @@ def read_source(text: str) -> tuple[str, dict[str, Any] | None]:
     Raises UserError for a file that is missing or no text, or for YAML that is none.
     """
     stem = text.strip()
-    is_name = stem and not stem.startswith("-") and not re.search(r"\s", stem)
-    if is_name:
+    if stem and not stem.startswith("-") and (not re.search(r"\s", stem) or _is_file(stem)):
         stem_path, place = Path(stem), printable(stem)
         text = _file_text(stem_path, place)
         if PurePath(stem).suffix in (".yaml", ".yml") or not re.search(r"(^|\s)--?\w", text):
@@ -36,6 +35,13 @@ def read_source(text: str) -> tuple[str, dict[str, Any] | None]:
                 raise UserError("holds no key: value lines", "give an args.yaml", place=place)
             return place, data
     return text, None
+
+
+def _is_file(stem: str) -> bool:
+    try:
+        return Path(stem).is_file()
+    except OSError:  # a command, longer than any name
+        return False
 
 
 def _file_text(path: Path, place: str) -> str:

@@ -63,11 +63,10 @@ def rand_augment_fields(text: str) -> tuple[dict[str, Any], list[tuple[str, str]
     found: dict[str, float] = {}
     left_out: list[tuple[str, str]] = []
     for piece in text.split("-")[1:]:
-        match = re.fullmatch(r"(mstd|mmax|inc|m|n|p)(\d.*)", piece)
-        try:
-            assert match
+        match = re.fullmatch(r"(mstd|mmax|inc|m|n|p)(\d+(?:\.\d*)?)", piece)
+        if match:
             found[match[1]] = float(match[2])
-        except (AssertionError, ValueError):
+        else:
             left_out.append((piece, "another set of operations, or their weights"))
     magnitude, std = found.get("m", float(_STRONGEST)), found.get("mstd", 0.0)
     if magnitude > _STRONGEST and std:
