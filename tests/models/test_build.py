@@ -151,7 +151,9 @@ def test_precise_norm_is_refused_where_it_cannot_be_followed():
 
 
 def test_a_model_is_refused_with_its_plan_where_precise_norm_cannot_be_followed():
-    plan = plan_of(Job("pycls-dds", "convnext_atto", data="imagenet-1k"))
+    plan = plan_of(
+        Job("A3", "convnext_atto", data="digits", overrides=PRECISE + "model.zero_init_last=null")
+    )
     with pytest.raises(
         PlanError,
         match=r"precise_norm: .*convnext_atto",

@@ -298,12 +298,9 @@ def changed_by_digits(recipe, model="resnet18"):
 
 
 def test_precise_norm_is_cut_to_what_full_steps_have_or_is_off():
-    plan, changed = changed_by_digits("pycls-dds")
-    assert (
-        changed["precise_norm.images"] == (8192, 1437 // 32 * 32)
-        and plan.recipe.precise_norm.images == 1408
-    )
-    page = imagenet("pycls-dds").recipe
+    page = imagenet("pycls-dds", overrides="precise_norm='{images: 8192}'").recipe
+    digits = PROFILES["digits"]
+    assert adaptation(page, digits)["precise_norm.images"] == 1437 // 32 * 32
     for num_train, norm_images, found in [
         (1_281_167, 32, {}),
         (1_281_167, 48, {"precise_norm.images": 8192 // 48 * 48}),
@@ -311,7 +308,7 @@ def test_precise_norm_is_cut_to_what_full_steps_have_or_is_off():
         (90, 48, {"precise_norm": None}),
     ]:
         adapt = Adapt(batch_images=96, norm_images=norm_images)
-        profile = plan.profile.model_copy(update={"adapt": adapt, "num_train": num_train})
+        profile = digits.model_copy(update={"adapt": adapt, "num_train": num_train})
         changes = adaptation(page, profile)
         assert {
             path: value for path, value in changes.items() if path.startswith("precise_norm")

@@ -57,7 +57,7 @@ DIGESTS = {
     "nvidia-v15-250.v2": "eade4ff3e229",
     "nvidia-v15-50.v2": "0a599ea620ed",
     "nvidia-v15-90.v2": "7851cdca30a5",
-    "pycls-dds.v2": "7de51ed80963",
+    "pycls-dds.v3": "c8ce84bb3081",
     "roadmap-01-recipe.v1": "a9130d4b8a14",
     "roadmap-02-stage-ratio.v1": "5723455b0ee6",
     "roadmap-03-patchify.v1": "d7faf450193e",
@@ -298,6 +298,11 @@ def test_nvidias_epochs_end_in_a_smaller_step(epochs, num_steps):
     plan = plan_of(Job(f"nvidia-v15-{epochs}", "resnet50", "imagenet-1k"))
     assert plan.steps_per_epoch == num_steps
     assert plan.window_images(num_steps - 1) == 1_281_167 % plan.recipe.batch.images
+
+
+def test_pyclss_norms_are_as_in_the_code_of_its_scores():
+    """At 4acac2b0, which has the scores: BN.USE_PRECISE_STATS False, and refused beyond one GPU."""
+    assert load_recipe(find_recipe("pycls-dds")).precise_norm is None
 
 
 def test_pyclss_rates_are_those_of_its_code():
