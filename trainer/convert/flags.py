@@ -45,7 +45,10 @@ class Flag:
 
 def flags(fate: Fate, *rows: tuple, master: str = "") -> tuple[Flag, ...]:
     """Flags of one fate; each row is (names with spaces between, kind, default, note or none)."""
-    return tuple(Flag(tuple(row[0].split()), *row[1:3], fate, *row[3:], master) for row in rows)
+    return tuple(
+        Flag(tuple(names.split()), kind, default, fate, " ".join(note), master)
+        for names, kind, default, *note in rows
+    )
 
 
 class Args:

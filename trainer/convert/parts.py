@@ -133,7 +133,8 @@ def put_optimizer(draft: Draft, given: str, fields: Mapping[str, Any] | None = N
         name = name.removeprefix("fused")
         draft.assumed["optimizer.name"] = f"{args.label('opt')} fused{name} is apex's; as timm's"
     try:
-        if name not in (known := list_optimizers()):
+        known = [str(one) for one in list_optimizers()]
+        if name not in known:
             raise ValueError(f"timm has no such optimizer{did_you_mean(name, known)}")
         numbers = {**numbers_of(name), **(fields or {})}
     except ValueError as error:
