@@ -2,6 +2,7 @@
 
 import pytest
 
+from trainer.convert import from_convnext, from_torchvision
 from trainer.convert.make import make_recipe
 from trainer.recipe.explain import diff_rows
 from trainer.recipe.schema import load_recipe
@@ -88,3 +89,55 @@ def test_the_resize_of_a_test_image_is_kept(side):
     text = f"--val-crop-size {test_px} --val-resize-size {resized_px}"
     image = make_recipe("torchvision", text).recipe.image
     assert int(image.test_px / image.test_crop_share) == resized_px
+
+
+# Values that have an effect, and the flags beside which they have one.
+VALUES = {
+    "model": "resnet50", "opt": "adamw", "lr_scheduler": "exponentiallr", "aa": "rand-m3",
+    "lr_warmup_method": "linear", "interpolation": "bicubic", "auto_augment": "ta_wide",
+    "remode": "const", "train_interpolation": "bilinear", "opt_betas": "0.8 0.9",
+    "val_resize_size": "300", "val_crop_size": "160", "train_crop_size": "160", "epochs": "60",
+    "input_size": "192", "lr": "0.5", "min_lr": "1e-4", "lr_min": "1e-3", "resplit": "true",
+}  # fmt: skip
+BESIDE = {
+    "torchvision": {
+        "lr_warmup_method lr_warmup_decay": "--lr-warmup-epochs 5",
+        "lr_min": "--lr-scheduler cosineannealinglr",
+        "model_ema_steps model_ema_decay": "--model-ema",
+        "ra_reps": "--ra-sampler",
+    },
+    "convnext": {
+        "opt": "--opt=lion",
+        "momentum": "--opt momentum",
+        "model_ema_decay": "--model_ema true",
+        "model_ema_eval": "--model_ema true",
+        "color_jitter": "--aa=",
+        "crop_pct": "",
+    },
+}
+OTHERS = [("torchvision", flag) for flag in from_torchvision.FLAGS]
+OTHERS += [("convnext", flag) for flag in from_convnext.FLAGS]
+JOB = ("nodes", "ngpus")  # of run_with_submitit.py alone
+
+
+@pytest.mark.parametrize(("program", "flag"), OTHERS, ids=lambda item: getattr(item, "key", item))
+def test_no_flag_vanishes(program, flag):
+    beside = " ".join(text for keys, text in BESIDE[program].items() if flag.key in keys.split())
+    value = VALUES.get(flag.key)
+    if value is None:
+        kind = flag.kind[0] if isinstance(flag.kind, list) else flag.kind
+        value = {str: "other", int: "4", float: "0.3", "yes_no": "true"}.get(kind, "")
+    script = "run_with_submitit.py --device cuda" if flag.key in JOB else "--device cuda"
+    gpus = None if flag.key in JOB else 2
+    before, after = (
+        make_recipe(program, f"{script} {beside} {more}", gpus)
+        for more in ("", f"{flag.label} {value}")
+    )
+    told = [row[0] for row in (*after.lost, *after.settings)]
+    told += [*after.idle, *after.data, *after.ignored]
+    is_changed = (after.recipe.digest, after.lost) != (before.recipe.digest, before.lost)
+    if flag.fate == "recipe":
+        assert is_changed
+    else:
+        assert any(row.split()[0] == flag.label for row in told)
+        assert (after.recipe.digest == before.recipe.digest) or flag.key == "model"

@@ -158,7 +158,7 @@ recipes
   explain       every value of a recipe and where it comes from
   diff          the values in which two recipes differ
   from-timm     make a recipe of a command of timm's train.py, or its args.yaml
-  from-torchvision from-convnext                the same of these projects' scripts
+  from-torchvision from-convnext     the same of the scripts of these projects
 
 questions
   lr-find       learning-rate range test, or of another hyperparameter

@@ -47,7 +47,8 @@ def convert(draft: Draft, gpus: int) -> None:
     if args["model_ema"]:
         draft.put("average.name", "ema")
         draft.put("average.decay", args["model_ema_decay"], "model_ema_decay")
-        draft.put("average.every_steps", 1)
+        why = "timm updates at every step; its newer versions copy the weights at the first two"
+        draft.assume("average.every_steps", 1, why)
         if not args["model_ema_force_cpu"]:  # else it is not evaluated
             draft.put("average.is_scored", True)
 
