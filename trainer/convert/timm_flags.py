@@ -94,7 +94,7 @@ FLAGS = (
     *flags("setting", ("--torchcompile", str, None, "optional")),
     *flags(
         "data",
-        ("--dataset", str, ""),
+        ("-d --dataset", str, ""),
         ("--train-split", str, "train"),
         ("--val-split", str, "validation"),
         ("--train-num-samples", int, None),
