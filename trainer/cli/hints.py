@@ -135,6 +135,8 @@ COMMANDS = {
     "finetune": "train",
     "all": "train",
     "trainer": "help",
+    "import": "from-timm",
+    "convert": "from-timm",
 }
 
 HELP = """\
@@ -158,6 +160,8 @@ recipes
   recipes       list the recipes
   explain       every value of a recipe and where it comes from
   diff          the values in which two recipes differ
+  from-timm     make a recipe of a command of timm's train.py, or its args.yaml
+  from-torchvision from-convnext     the same of the scripts of these projects
 
 questions
   lr-find       learning-rate range test, or of another hyperparameter

@@ -13,6 +13,7 @@ import typer
 
 import trainer.cli.ablate
 import trainer.cli.bench
+import trainer.cli.convert
 import trainer.cli.data
 import trainer.cli.figure
 import trainer.cli.inference

@@ -1,0 +1,265 @@
+"""A recipe of timm's train.py.
+
+Sources: timm's train.py, scheduler_factory.py, transforms_factory.py, optim factory and
+data/config.py at aa4b5850 (August 2026).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from timm.models import get_pretrained_cfg, is_model
+
+from trainer.convert.draft import Draft
+from trainer.convert.parts import (
+    multi_step_schedule,
+    put_clipping,
+    put_crop,
+    put_erasing,
+    put_mix,
+    put_optimizer,
+    put_rand_augment,
+    scaled_peak,
+    spare_vectors,
+    step_schedule,
+)
+
+_JSD_WEIGHT = 12.0  # default of timm's JsdCrossEntropy, which no flag changes
+_SQRT_WORDS = ("ada", "lamb")  # in --opt: these optimizers scale the base rate by the square root
+
+
+def convert(draft: Draft, gpus: int) -> None:
+    """Fill in all of a recipe but what it says of itself."""
+    args = draft.args
+    _put_batch(draft, gpus)
+    _put_rate(draft)
+    put_optimizer(draft, args["opt"], _pairs(args["opt_kwargs"]))
+    spare_vectors(draft)
+    put_clipping(draft, args["clip_mode"] if args["clip_grad"] is not None else "")
+    _put_loss(draft)
+    put_mix(draft)
+    if "mix" in draft.values and draft.values["batch"]["norm_images"] != args["batch_size"]:
+        draft.put("mix.images", args["batch_size"])
+    _put_images(draft)
+    _put_repeats(draft)
+    _put_model(draft)
+    if args["model_ema"]:
+        draft.put("average.name", "ema")
+        draft.put("average.decay", args["model_ema_decay"], "model_ema_decay")
+        why = "timm updates at every step; its newer versions copy the weights at the first two"
+        draft.assume("average.every_steps", 1, why)
+        if not args["model_ema_force_cpu"]:  # else it is not evaluated
+            draft.put("average.is_scored", True)
+
+
+def _put_batch(draft: Draft, gpus: int) -> None:
+    args = draft.args
+    images, accumulated = args["batch_size"], args["grad_accum_steps"] or 1
+    draft.put("batch.images", images * gpus * accumulated, "batch_size")
+    together = gpus if args["sync_bn"] else 1
+    draft.put("batch.norm_images", images * together, "batch_size")
+    draft.assume("batch.drop_last", True, "timm's training loader drops an epoch's last batch")
+    if (
+        gpus > 1
+        and not args["sync_bn"]
+        and args.is_given("dist_bn")
+        and args["dist_bn"] != "reduce"
+    ):
+        draft.lose("dist_bn", "running statistics of one GPU; here they are of all")
+
+
+def _put_rate(draft: Draft) -> None:
+    args = draft.args
+    peak = args["lr"]
+    if peak:
+        draft.put("lr.peak", peak, "lr")
+    else:
+        rule = args["lr_base_scale"]
+        if not rule:
+            is_adaptive = any(word in args["opt"].lower() for word in _SQRT_WORDS)
+            rule = "sqrt" if is_adaptive else "linear"
+            draft.assumed["lr.scaling"] = f"{draft.args.program}'s rule for this optimizer"
+        ratio = draft.values["batch"]["images"] / args["lr_base_size"]
+        draft.put("lr.peak", scaled_peak(args["lr_base"], ratio, rule), "lr_base")
+        draft.values["lr"]["scaling"] = "sqrt" if rule == "sqrt" else "linear"
+    peak = draft.values["lr"]["peak"]
+    draft.put("epochs", args["epochs"], "epochs")
+    is_constant = args["sched"] in ("", "none", None)
+    warmup = 0 if is_constant else args["warmup_epochs"]
+    if warmup:
+        draft.put("lr.warmup_epochs", warmup, "warmup_epochs")
+        draft.put("lr.warmup_from", min(args["warmup_lr"], peak), "warmup_lr")
+        if args["warmup_lr"] > peak:
+            draft.lose("warmup_lr", f"a warm-up from above the peak {peak:g}")
+    draft.put(
+        "lr.updated", "per_step" if args["sched_on_updates"] else "per_epoch", "sched_on_updates"
+    )
+    after = warmup if args["warmup_prefix"] else 0
+    draft.values["epochs"] += after  # timm trains that much longer
+    for key, value in _schedule(draft, peak, after).items():
+        draft.put(f"lr.schedule.{key}", value)
+    _note_schedule(draft)
+
+
+def _schedule(draft: Draft, peak: float, after: int) -> dict[str, Any]:
+    """The schedule as plain data. after: the epochs before it begins."""
+    args = draft.args
+    kind, epochs = args["sched"], draft.values["epochs"]
+    falling = {
+        "end": lambda: min(args["min_lr"], peak),
+        "period": lambda: "after_warmup" if after else "run",
+    }
+    if kind in ("", "none", None):
+        return {"name": "constant"}
+    if kind == "step":
+        if args["sched_on_updates"] and args["decay_epochs"] % 1:
+            draft.lose("decay_epochs", "a step in the middle of an epoch")
+        return step_schedule(args["decay_epochs"], args["decay_rate"], epochs, after)
+    if kind == "multistep":
+        # timm looks one update ahead, so that a milestone of 30 acts from epoch 29 on
+        ahead = 0 if args["sched_on_updates"] else 1
+        places = [after + epoch - ahead for epoch in args["decay_milestones"]]
+        return multi_step_schedule(places, args["decay_rate"], epochs)
+    if kind == "poly":
+        made = {key: value() for key, value in falling.items()}
+        return {"name": "polynomial", "power": args["decay_rate"], **made}
+    if kind != "cosine":
+        draft.lose("sched", "the recipe has a cosine in its place")
+        if args.is_given("patience_epochs"):
+            draft.lose("patience_epochs", "a rate that waits for the score")
+    return {"name": "cosine", **{key: value() for key, value in falling.items()}}
+
+
+def _note_schedule(draft: Draft) -> None:
+    args, schedule = draft.args, draft.values["lr"]["schedule"]
+    draws = {"end": "min_lr", "power": "decay_rate", "factor": "decay_rate",
+             "every_epochs": "decay_epochs", "at_epochs": "decay_milestones",
+             "period": "warmup_prefix", "name": "sched"}  # fmt: skip
+    for key in schedule:
+        if not args.is_given(draws[key]) and draws[key] not in ("decay_milestones",):
+            draft.put(f"lr.schedule.{key}", schedule[key], draws[key])
+    if args["sched"] in ("cosine", "tanh", "poly"):
+        peak = draft.values["lr"]["peak"]
+        if args["min_lr"] > peak:
+            draft.lose("min_lr", f"an end above the peak {peak:g}")
+        if args["cooldown_epochs"]:
+            draft.lose("cooldown_epochs", "epochs at the end's rate after the schedule")
+
+
+def _put_loss(draft: Draft) -> None:
+    args = draft.args
+    threshold = None
+    if args["jsd_loss"]:
+        draft.put("loss", {"name": "jensen_shannon", "weight": _JSD_WEIGHT, "loss": {"name": "ce"}})
+        draft.assumed["loss.weight"] = "default of timm's JsdCrossEntropy"
+        draft.put("augment_splits", args["aug_splits"])
+    elif args["bce_loss"]:
+        draft.put("loss.name", "bce")
+        threshold = args["bce_target_thresh"]
+        if threshold is not None:
+            draft.put("loss.threshold", threshold)
+        if args["bce_sum"]:
+            draft.put("loss.sum_classes", True)
+    else:
+        draft.put("loss.name", "ce")
+    if args["aug_splits"] and not args["jsd_loss"]:
+        draft.lose("aug_splits", "splits without a loss that compares them")
+    # a threshold erases the smoothing
+    if threshold is None and args["smoothing"]:
+        draft.put("smoothing", args["smoothing"], "smoothing")
+
+
+def _put_images(draft: Draft) -> None:
+    args = draft.args
+    config = get_pretrained_cfg(args["model"]) if is_model(args["model"]) else None
+    own = f"setting of {args['model']} in timm" if config else f"{args.program}'s for any model"
+    side = _side(draft, config)
+    draft.put("image", {"train_px": side, "test_px": side})
+    if args["input_size"] is None and args["img_size"] is None:
+        draft.assumed |= {"image.train_px": own, "image.test_px": own}
+    share = args["crop_pct"] or (config.crop_pct if config else 0.875)
+    draft.put("image.test_crop_share", min(share, 1.0))
+    if share > 1:
+        draft.lose("crop_pct", "a test image with a margin; the recipe says 1.0")
+    if not args["crop_pct"]:
+        draft.assumed["image.test_crop_share"] = own
+    found = args["interpolation"] or (config.interpolation if config else "bicubic")
+    kept = found if found in ("bilinear", "bicubic") else "bicubic"
+    draft.put("image.test_interpolation", kept)
+    if not args["interpolation"]:
+        draft.assumed["image.test_interpolation"] = own
+    if kept != found:
+        draft.lost.append((f"test interpolation {found}", f"the recipe says {kept}"))
+    trained = args["train_interpolation"] or found
+    interpolation = put_crop(draft, trained, "train_interpolation")
+    draft.put("augment.random_resized_crop.area", args["scale"], "scale")
+    draft.put("augment.random_resized_crop.aspect", args["ratio"], "ratio")
+    if args["hflip"]:
+        draft.put("augment.flip", {})
+        if args["hflip"] != 0.5:
+            draft.lose("hflip", "images flipped by another share than a half; the recipe says 0.5")
+    put_rand_augment(draft, interpolation)
+    if not args["aa"] and args["color_jitter"] and args["color_jitter_prob"] is not None:
+        draft.lose("color_jitter_prob", "colours changed in some images")
+    put_erasing(draft)
+    if args["jsd_loss"] and args["reprob"] and not args["resplit"]:
+        draft.lose("reprob", "erasing in the plain split too; here it stays plain")
+
+
+def _side(draft: Draft, config: Any) -> int:
+    args = draft.args
+    size = args["input_size"]
+    if size is None:
+        return args["img_size"] or (config.input_size[-1] if config else 224)
+    if size[-1] != size[-2 if len(size) > 1 else -1]:
+        draft.lose("input_size", f"images that are not square; the recipe says {size[-1]}")
+    return size[-1]
+
+
+def _put_repeats(draft: Draft) -> None:
+    repeats = draft.args["aug_repeats"]
+    if repeats >= 2 and repeats == int(repeats):
+        draft.put("repeats", int(repeats))
+    elif repeats and repeats != 1:
+        draft.lose("aug_repeats", "repeats that are no whole number")
+
+
+def _put_model(draft: Draft) -> None:
+    args = draft.args
+    share = args["drop_path"] if args["drop_path"] is not None else args["drop_connect"]
+    if share:
+        draft.put("drop_path", share)
+    for path, key in (
+        ("model.dropout", "drop"),
+        ("model.head_init_scale", "head_init_scale"),
+        ("model.start.head_bias", "head_init_bias"),
+    ):
+        if args[key]:
+            draft.put(path, args[key])
+    norm = {"momentum": args["bn_momentum"], "eps": args["bn_eps"]}
+    if any(value is not None for value in norm.values()):
+        draft.put("model.norm", {"name": "batch_norm", "affine": True})
+        for key, default in (("momentum", 0.1), ("eps", 1e-5)):
+            draft.put(f"model.norm.{key}", default if norm[key] is None else norm[key])
+            if norm[key] is None:
+                draft.assumed[f"model.norm.{key}"] = "default of torch's BatchNorm2d"
+
+
+def _pairs(given: Any) -> dict[str, Any]:
+    """--opt-kwargs: `weight_decouple=True eps=1e-3` as values."""
+    if not isinstance(given, list):
+        return dict(given or {})
+    pairs = (word.partition("=")[::2] for word in given)
+    return {key: _value(text) for key, text in pairs}
+
+
+def _value(text: str) -> Any:
+    if text in ("True", "False"):
+        return text == "True"
+    if re.fullmatch(r"[-+]?\d+", text):
+        return int(text)
+    try:
+        return float(text)
+    except ValueError:
+        return text
