@@ -90,7 +90,7 @@ class Unreadable(Squares):
 def by_itself(script: str, *before: str) -> subprocess.CompletedProcess:
     """A program of its own. before: words of the command that starts it."""
     here = Path(__file__).parent
-    paths = os.pathsep.join([str(here), str(here.parents[1])])
+    paths = os.pathsep.join(map(str, [here, *here.parents[:2]]))
     return subprocess.run(
         [*before, sys.executable, "-c", script],
         env=os.environ | {"PYTHONPATH": paths},
@@ -162,7 +162,7 @@ def _killed_with(owner, name, count=1):
 
 
 def _second_starts():
-    _killed_with(workers._Pool, "_started", 2)
+    _killed_with(workers.Pool, "_started", 2)
     _is_asked()
 
 
@@ -173,7 +173,7 @@ def _first_asked():
 
 def _all_wait_to_send():
     kept = _is_asked(range(10, 10**6), Killer())
-    wait_for = [worker.socket for worker in kept[0].gi_frame.f_locals["pool"].workers]
+    wait_for = [worker.socket for worker in kept[0].gi_frame.f_locals["workers"].pool.workers]
     while len(multiprocessing.connection.wait(wait_for)) < 3:
         pass
     killed()
@@ -190,12 +190,12 @@ def _at_work_for_ever():
 
 
 def _replaced(folder):
-    _killed_with(workers._Pool, "_started", 4)
+    _killed_with(workers.Pool, "_started", 4)
     list(items_of(Killing(folder, 1), range(10), 3, "cpu"))
 
 
 def _ends():
-    _killed_with(workers._Pool, "_end")
+    _killed_with(workers.Pool, "_end")
     _is_asked()[0].close()
 
 
