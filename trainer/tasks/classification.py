@@ -13,6 +13,8 @@ from trainer.data.loader import MicroBatch
 from trainer.data.transforms import autocast, in_format, inputs_of, normalize
 from trainer.tasks.base import Scores, Task
 
+_PIXELS_AT_ONCE = 128 * 112**2  # that a CPU scores: a whole batch of evaluation up to 112 px
+
 
 @dataclass(frozen=True)
 class ClassificationScores(Scores):
@@ -93,8 +95,8 @@ class Classification(Task):
         images, labels = (part.to(device, non_blocking=True) for part in (images, labels))
         images = in_format(normalize(images, self.plan.profile), self.settings)
         with autocast(self.settings):
-            logits = model(images)
-            mirrored = model(images.flip(3)) if recipe.image.test_flip else None
+            logits = _scored(model, images)
+            mirrored = _scored(model, images.flip(3)) if recipe.image.test_flip else None
         logits = logits.float() if mirrored is None else logits.float() + mirrored.float()
         first = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
         loss = recipe.loss(logits, one_hot_targets(labels, logits.shape[1], 0.0))
@@ -103,3 +105,16 @@ class Classification(Task):
     def scores(self, sums: Sequence[float], num_images: int) -> ClassificationScores:
         num_top1, num_top5, loss_sum = sums
         return ClassificationScores(num_images, loss_sum / num_images, int(num_top1), int(num_top5))
+
+
+def _scored(model: nn.Module, images: Tensor) -> Tensor:
+    """The logits of a batch in evaluation mode, where an image's do not depend on the others.
+
+    A CPU takes large images in pieces, of a power of two: a whole batch of them takes several times
+    a training step's memory, which is handed back and cleared anew for each.
+    """
+    if images.device.type != "cpu":
+        return model(images)
+    most = max(1, _PIXELS_AT_ONCE // (images.shape[2] * images.shape[3]))
+    pieces = images.split(1 << (most.bit_length() - 1))
+    return model(images) if len(pieces) == 1 else torch.cat([model(piece) for piece in pieces])
