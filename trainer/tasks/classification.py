@@ -14,6 +14,7 @@ from trainer.data.transforms import autocast, in_format, inputs_of, normalize
 from trainer.tasks.base import Scores, Task
 
 _PIXELS_AT_ONCE = 128 * 112**2  # that a CPU scores: a whole batch of evaluation up to 112 px
+_LEAST_IMAGES = 16
 
 
 @dataclass(frozen=True)
@@ -110,11 +111,14 @@ class Classification(Task):
 def _scored(model: nn.Module, images: Tensor) -> Tensor:
     """The logits of a batch in evaluation mode, where an image's do not depend on the others.
 
-    A CPU takes large images in pieces, of a power of two: a whole batch of them takes several times
-    a training step's memory, which is handed back and cleared anew for each.
+    A CPU takes large images in pieces: a whole batch of them takes several times a training step's
+    memory. Even pieces of at least _LEAST_IMAGES, for which it chooses the whole batch's algorithms
+    of convolution: the same bits on all that was tried.
     """
     if images.device.type != "cpu":
         return model(images)
     most = max(1, _PIXELS_AT_ONCE // (images.shape[2] * images.shape[3]))
-    pieces = images.split(1 << (most.bit_length() - 1))
-    return model(images) if len(pieces) == 1 else torch.cat([model(piece) for piece in pieces])
+    number = min(-(-len(images) // most), len(images) // _LEAST_IMAGES)
+    if number < 2:
+        return model(images)
+    return torch.cat([model(piece) for piece in images.tensor_split(number)])
