@@ -67,7 +67,8 @@ bench: $(VENV)/.ready
 	$(if $(filter 1,$(if $(filter gpu,$(written)),$(value gpu))),,@$(VENV)/bin/python tests/benchmarks/bench_loader.py --rounds 4 --images 640 --dry $(if $(filter src,$(written)),--src $(call quoted,src)))
 
 setup: $(VENV)/.ready
-	@$(call takes,ffcv):
+	@$(call takes,ffcv torch index)$(check_torch)$(if $(is_cpu),! ls -d $(VENV)/lib/python*/site-packages/nvidia >/dev/null 2>&1 || \
+		{ echo 'error: torch=cpu: $(VENV) has the CUDA libraries already; make clean first' >&2; exit 2; },:)
 ifneq ($(filter-out 0 no false,$(value ffcv)),)
 	@./setup-ffcv.sh $(VENV)/bin/python
 endif
@@ -82,22 +83,34 @@ help: $(if $(filter of,$(written)),$(VENV)/.ready)
 # uv leaves bytecode to the first import; importing what a run imports once costs a third of compiling everything
 warm := import timm, matplotlib.figure, sklearn.datasets, torchvision, torch.utils.tensorboard, torch.utils.flop_counter, trainer.cli.main, trainer.cli.run_commands
 
+# torch=cpu: the lock without torch and its CUDA libraries, its hashes required; then torch and torchvision of the lock's versions
+# from an index of CPU wheels, without hashes: the lock's are of other files
+override is_cpu := $(filter torch,$(written))
+override index_words = $(if $(filter index,$(written)),--index-url $(call quoted,index))
+override check_torch = $(if $(is_cpu),$(if $(filter cpu,$(value torch)),$(if $(index_words),,$(error torch=cpu: needs index=<URL of torch CPU wheels>, which torch's own page on installing it shows for CPU: make setup torch=cpu index=...)),$(error torch=$(value torch): valid: cpu)))
+override locked := $(VENV)/installed.lock
+override pinned = $$(sed -n 's/^\(torch\(vision\)\{0,1\}==[0-9.]*\).*/\1/p' requirements.lock)
+
 # ---- set-up: uv where it is (or installed into the venv first), else pip alone; the lock's hashes are required
 $(VENV)/.ready: pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 		{ echo 'error: python3 is missing or older than 3.11; install one, or name it: make PYTHON=python3.12 ...' >&2; exit 2; }
-	@echo 'creating $(VENV) (once; again when pyproject.toml or requirements.lock changes)' >&2
+	@$(check_torch)echo 'creating $(VENV) (once; again when pyproject.toml or requirements.lock changes)' >&2
+	@echo '$(if $(is_cpu),about 2.5 GB on disk,about 7 GB on disk, 4 of them CUDA libraries: make setup torch=cpu index=<URL> does without); minutes, as fast as the network is' >&2
 	@$(PYTHON) -m venv $(VENV)
+	@$(if $(is_cpu),awk '/^[a-z]/ { out = /^(torch|torchvision|triton|nvidia-|cuda-)/ } !out',cat) requirements.lock >$(locked)
 	@set -e; \
 	if command -v uv >/dev/null 2>&1 && uv --version >/dev/null 2>&1; then uv=uv; \
 	elif $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check uv 2>/dev/null; then uv=$(VENV)/bin/uv; \
 	else uv=; fi; \
 	if [ -n "$$uv" ]; then \
-		"$$uv" pip install --quiet --python $(VENV)/bin/python --require-hashes -r requirements.lock; \
+		"$$uv" pip install --python $(VENV)/bin/python --no-deps --require-hashes -r $(locked); \
+		$(if $(is_cpu),"$$uv" pip install --python $(VENV)/bin/python --no-deps $(index_words) $(pinned);) \
 		"$$uv" pip install --quiet --python $(VENV)/bin/python --no-deps --no-build-isolation -e .; \
 		env -u PYTHONDONTWRITEBYTECODE $(VENV)/bin/python -c '$(warm)'; \
 	else \
-		$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock; \
+		$(VENV)/bin/python -m pip install --disable-pip-version-check --no-deps --require-hashes -r $(locked); \
+		$(if $(is_cpu),$(VENV)/bin/python -m pip install --disable-pip-version-check --no-deps $(index_words) $(pinned);) \
 		$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .; \
 	fi
 	@touch $(VENV)/.ready

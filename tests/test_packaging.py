@@ -75,3 +75,40 @@ def test_tests_of_ffcv_fail_in_ci_where_it_is_missing(monkeypatch):
     monkeypatch.setenv("RSB_CI", "1")
     with pytest.raises(pytest.fail.Exception, match="make setup ffcv=1"):
         built.needs_ffcv()
+
+
+def dry_setup(tmp_path, *words: str) -> subprocess.CompletedProcess:
+    command = [
+        "make",
+        "-n",
+        "setup",
+        f"VENV={tmp_path / 'venv'}",
+        f"PYTHON={sys.executable}",
+        *words,
+    ]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+def test_a_setup_without_cuda_installs_the_lock_but_for_torch_and_its_libraries(tmp_path):
+    done = dry_setup(tmp_path, "torch=cpu", "index=file:///wheels")
+    assert done.returncode == 0, done.stderr
+    [program] = re.findall(r"^awk '(.*)' requirements.lock", done.stdout, re.M)
+    lock = (ROOT / "requirements.lock").read_text()
+    words = ["awk", program, "requirements.lock"]
+    kept = subprocess.run(words, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    names = {text: set(re.findall(r"^([a-z0-9_.-]+)==", text, re.M)) for text in (lock, kept)}
+    left_out = names[lock] - names[kept]
+    assert {"torch", "torchvision", "triton", "nvidia-nccl-cu13"} <= left_out
+    assert all(re.match(r"torch(vision)?$|triton$|nvidia-|cuda-", name) for name in left_out)
+    assert kept.count("--hash") == lock.count("--hash") - sum(
+        block.count("--hash")
+        for block in re.split(r"^(?=[a-z])", lock, flags=re.M)
+        if block.partition("==")[0] in left_out
+    )
+    assert "--index-url 'file:///wheels'" in done.stdout and "GB on disk" in done.stdout
+
+
+@pytest.mark.parametrize("words", [["torch=cpu"], ["torch=cuda"], ["torch=cpu", "indx=x"]])
+def test_a_setup_that_cannot_be_is_one_line(tmp_path, words):
+    done = dry_setup(tmp_path, *words)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1

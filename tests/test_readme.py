@@ -35,7 +35,13 @@ PAGES = [
 ]
 TEXTS = {str(path.relative_to(ROOT)): path.read_text() for path in PAGES}
 GROUP = typer.main.get_command(app)
-OWN = {"test": {"pytest"}, "setup": {"ffcv"}, "help": {"of"}, "lint": set(), "clean": set()}
+OWN = {
+    "test": {"pytest"},
+    "setup": {"ffcv", "torch", "index"},
+    "help": {"of"},
+    "lint": set(),
+    "clean": set(),
+}
 
 
 def code_blocks(page: str, language: str) -> list[str]:

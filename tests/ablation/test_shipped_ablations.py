@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from support.committed import committed_root
 from support.mutations import mutated, renamed
 from trainer.ablation.cells import command, plan_of_cell
 from trainer.ablation.questions import question_of
@@ -99,7 +100,9 @@ def test_the_blogs_steps_are_in_its_order():
 def test_norm_micro_batch_has_the_runs_that_were_made_before_it():
     """The study's rows are older than its page: the page's cells must be exactly these runs."""
     found = loaded(next(path for path in PATHS if path.stem == "norm-micro-batch"))
-    paths = sorted((ROOT / "results/rows").glob("gn-ws.v1-resnet18-digits-s[01]-*.json"))
+    paths = sorted(
+        (committed_root() / "results/rows").glob("gn-ws.v1-resnet18-digits-s[01]-*.json")
+    )
     older = (
         "41e225",
         "8efb59",

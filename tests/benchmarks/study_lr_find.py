@@ -1,14 +1,15 @@
-"""Is the recommended learning rate a good one? Trains it, and a grid around it, on the digits;
-writes results/lr-find.md.
+"""Does `make lr-find` answer the same again, and is the answer a good one? Writes results/lr-find.md.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/study_lr_find.py --runs runs --results results
-    [--pairs "A1-resnet18"] [--no-others] [--seeds]
+    OMP_NUM_THREADS=1 python tests/benchmarks/study_lr_find.py tests --runs runs --results results
+    OMP_NUM_THREADS=2 python tests/benchmarks/study_lr_find.py tests --runs runs --results results
+    OMP_NUM_THREADS=1 python tests/benchmarks/study_lr_find.py grids --runs runs --results results
+    python tests/benchmarks/study_lr_find.py page --results results
 
-To be started in a clean checkout, as every row says whether it was one; --results may name another
-one's store. Resumable: a pair's range test is done once (results/lr-find/<pair>.json), a run that
-has its row is skipped, and the page is written anew after every run. --seeds: where a rate of the
-grid beats the recommended one by more than a point, both on two more seeds. --again "A1-resnet18"
-forgets a pair's range test; --page only writes the page.
+tests: each pair's range test from three base seeds, with as many threads as the environment says;
+kept in results/lr-find/<pair>.json. grids: runs at the answer, a third and three times it, on three
+seeds. To be started in a clean checkout, as every row says whether it was one; --results may name
+another one's store. Resumable: what is there is skipped, and the page is written anew after every
+step. --pairs "A1-resnet18" does these only, --seeds "0 5" these base seeds or these of the grids.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
@@ -30,9 +31,10 @@ MODELS = ("resnet18", "convnext_atto")
 NOT_ALLOWED = {("gn-ws", "convnext_atto"): "32 groups do not divide its 40 channels"}
 # 0.9999 over a few hundred steps is the first weights: its score would say nothing of the rate
 ALSO_SET = {"convnext": "average=null"}
-STEPS = (-2, -1, 0, 1, 2)  # of the grid: powers of three
-SEEDS = (0, 1, 2)  # the grid is of the first
-NEAR_PCT = 1.0  # points below the grid's best
+STEPS = (-1, 0, 1)  # of the grid: powers of three
+SEEDS = (0, 1, 2)
+BASE_SEEDS = (0, 5, 10)  # a range test takes three seeds from there on, up to five
+THREADS = (1, 2)
 OURS = "recommended"
 
 
@@ -115,67 +117,76 @@ class Store:
             else None
         )
 
-    def range_test(self, pair: Pair) -> dict | None:
+    def tests(self, pair: Pair) -> dict[str, dict]:
+        """The range tests of a pair: by "<base seed>/<threads>"."""
         path = self.path(pair)
-        return json.loads(path.read_text()) if path.exists() else None
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def range_test(self, pair: Pair) -> dict | None:
+        """The one that the grid is around."""
+        return self.tests(pair).get(test_key(BASE_SEEDS[0], THREADS[0]))
+
+    def keep(self, pair: Pair, key: str, found: dict) -> None:
+        path = self.path(pair)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(self.tests(pair) | {key: found}) + "\n")
 
     def path(self, pair: Pair) -> Path:
         return self.results / "lr-find" / f"{pair}.json"
 
-    def row(self, pair: Pair, peak: float, seed: int = 0) -> dict | None:
-        return self.rows.get((pair.page, pair.model, float(peak_text(peak)), seed))
-
-    def score(self, pair: Pair, peak: float, seed: int = 0) -> float | None:
+    def score(self, pair: Pair, peak: float, seed: int) -> float | None:
         """Top-1 per cent at a peak: 0 where the run diverged, None where it was not run."""
-        row = self.row(pair, peak, seed)
+        row = self.rows.get((pair.page, pair.model, float(peak_text(peak)), seed))
         return None if row is None else row["top1_pct"] or 0.0
 
+    def scores(self, pair: Pair, peak: float) -> list[float]:
+        """Those of all seeds that were run."""
+        found = [self.score(pair, peak, seed) for seed in SEEDS]
+        return [score for score in found if score is not None]
 
-# ---- the study: range tests, then the grids, then what other rules suggest
-
-
-def wanted(store: Store, pairs: list[Pair], with_others: bool) -> Iterator[tuple[Pair, float]]:
-    """Every run that the tables need and that has no row, the grids first."""
-    for pair in pairs:
-        found = store.range_test(pair)
-        if found and found["value"]:
-            for step in STEPS:
-                yield pair, found["value"] * 3.0**step
-    for pair in pairs if with_others else ():
-        found = store.range_test(pair)
-        if found and found["value"]:
-            for value in foreign(found).values():
-                if value is not None:
-                    yield pair, on_ladder(found["value"], value)
+    def means(self, pair: Pair) -> dict[float, float]:
+        """The mean score at every rate that was ever run."""
+        peaks = {key[2] for key in self.rows if key[:2] == (pair.page, pair.model)}
+        return {peak: mean(self.scores(pair, peak)) for peak in sorted(peaks)}
 
 
-def on_ladder(recommended: float, value: float) -> float:
-    """The nearest rate, on the logarithm, of the grid gone on in both directions."""
-    return recommended * 3.0 ** round(math.log(value / recommended, 3))
+def test_key(base_seed: int, threads: int) -> str:
+    return f"{base_seed}/{threads}"
 
 
-def foreign(found: dict) -> dict[str, float | None]:
-    """What every other rule makes of the same ramps."""
-    ramps = [(ramp["values"], ramp["losses"]) for ramp in found["ramps"]]
-    return {rule: foreign_rules.suggestion(rule, ramps) for rule in foreign_rules.RULES}
+def mean(numbers: list[float]) -> float:
+    return sum(numbers) / len(numbers)
 
 
-def find(pair: Pair, runs: Path) -> dict:
-    """The range test of a pair with its defaults, as it is kept."""
-    from trainer import lr_find
+# ---- the study: range tests, then the grids
+
+
+def find(pair: Pair, base_seed: int, runs: Path) -> dict:
+    """The range test of a pair with its defaults but for its first seed, as it is kept."""
     from trainer.base import provenance
+    from trainer.lr_finder.api import Request, run, set_up
+    from trainer.lr_finder.trial import untouched
+    from trainer.runs.job import Job
 
-    made = lr_find(pair.page, pair.model, "digits", set=pair.also, device="cpu", runs=runs)
+    with untouched("cpu"):
+        job = Job(pair.page, pair.model, seed=base_seed, overrides=pair.also)
+        setup = set_up(job, Request(), {"device": "cpu", "runs": runs})
+        suggestion = run(setup).suggestion
     commit, is_dirty = provenance.commit()
-    return {"commit": commit, "dirty": is_dirty, **kept(made.suggestion)}
+    facts = {"commit": commit, "dirty": is_dirty, "share": setup.lengths.horizon_share}
+    return {**facts, **kept(suggestion, with_ramps=base_seed == BASE_SEEDS[0])}
 
 
-def kept(suggestion) -> dict:
-    """A suggestion with the training curves of its ramps, as JSON: numbers as measured."""
-    ramps = [curve for curve in suggestion.curves if curve.purpose == "ramp"]
+def kept(suggestion, with_ramps: bool) -> dict:
+    """A suggestion, with the training curves of its ramps where asked for, as JSON: numbers as
+    measured.
+    """
+    ramps = [curve for curve in suggestion.curves if curve.purpose == "ramp" and with_ramps]
     return {
         "value": suggestion.value,
+        "interval": suggestion.interval and asdict(suggestion.interval),
         "reason": suggestion.reason,
+        "num_trials": len(suggestion.curves),
         "num_steps": sum(len(curve.losses) for curve in suggestion.curves),
         "rules": {rule: found and found.median for rule, found in suggestion.rules.items()},
         "edge": suggestion.edge and suggestion.edge.median,
@@ -191,8 +202,23 @@ def kept(suggestion) -> dict:
     }
 
 
-def train(pair: Pair, peak: float, runs: Path, results: Path, seed: int = 0) -> int:
-    """One run on the road of `make recipe=... set=...`; its exit code."""
+def test_all(pairs: list[Pair], seeds: list[int], runs: Path, results: Path) -> int:
+    import torch
+
+    threads = torch.get_num_threads()
+    for base_seed in seeds:
+        for pair in pairs:
+            key, store = test_key(base_seed, threads), Store(results)
+            if key not in store.tests(pair):
+                store.keep(pair, key, find(pair, base_seed, runs / f"threads-{threads}"))
+                write_page(Store(results))
+                found = store.tests(pair)[key]
+                print(f"{pair} {key}: {found['value']} {found['reason']}", flush=True)
+    return 0
+
+
+def train(pair: Pair, peak: float, runs: Path, results: Path, seed: int) -> int:
+    """One run on the code path of `make recipe=... set=...`; its exit code."""
     from rich.console import Console
 
     from trainer.base.settings import make_settings
@@ -208,186 +234,186 @@ def train(pair: Pair, peak: float, runs: Path, results: Path, seed: int = 0) -> 
         return run_job(job, plan, settings, data, Console(quiet=True), stop)[0]
 
 
-def study(pairs: list[Pair], runs: Path, results: Path, with_others: bool) -> int:
+def wanted(store: Store, pairs: list[Pair], seeds: list[int]) -> Iterator[tuple[Pair, float, int]]:
+    """Every run of the grids: all of one seed first."""
+    for seed in seeds:
+        for pair in pairs:
+            found = store.range_test(pair)
+            if found and found["value"]:
+                yield from ((pair, found["value"] * 3.0**step, seed) for step in STEPS)
+
+
+def train_all(pairs: list[Pair], seeds: list[int], runs: Path, results: Path) -> int:
     from trainer.base.exits import EXIT_STOPPED
 
-    for pair in pairs:
-        store = Store(results)
-        if store.range_test(pair) is None:
-            store.path(pair).parent.mkdir(parents=True, exist_ok=True)
-            store.path(pair).write_text(json.dumps(find(pair, runs)) + "\n")
-            print(
-                f"{pair}: {store.range_test(pair)['value']} {store.range_test(pair)['reason']}",
-                flush=True,
-            )
-        for each, peak in wanted(store, [pair], with_others=False):
-            if (
-                Store(results).row(each, peak) is None
-                and train(each, peak, runs, results) == EXIT_STOPPED
-            ):
+    for pair, peak, seed in wanted(Store(results), pairs, seeds):
+        if Store(results).score(pair, peak, seed) is None:
+            if train(pair, peak, runs, results, seed) == EXIT_STOPPED:
                 return EXIT_STOPPED
-            told(each, peak, results)
-    for pair, peak in wanted(Store(results), pairs, with_others):
-        if Store(results).row(pair, peak) is None:
-            if train(pair, peak, runs, results) == EXIT_STOPPED:
-                return EXIT_STOPPED
-            told(pair, peak, results)
+            store = Store(results)
+            write_page(store)
+            score = store.score(pair, peak, seed)
+            print(f"{pair} lr.peak={peak_text(peak)} seed {seed}: {score}", flush=True)
     return 0
-
-
-def beaten(store: Store, pairs: list[Pair]) -> Iterator[tuple[Pair, list[float]]]:
-    """The pairs whose recommended rate is not near the grid's best: that rate, and all that beat
-    it.
-    """
-    for pair in pairs:
-        value = (store.range_test(pair) or {}).get("value")
-        if (distance_of(store, pair, value) or 0) > NEAR_PCT:
-            grid = [value * 3.0**step for step in STEPS]
-            yield (
-                pair,
-                [
-                    value,
-                    *(peak for peak in grid if store.score(pair, peak) > store.score(pair, value)),
-                ],
-            )
-
-
-def more_seeds(pairs: list[Pair], runs: Path, results: Path) -> int:
-    from trainer.base.exits import EXIT_DONE, EXIT_STOPPED
-
-    for pair, peaks in beaten(Store(results), pairs):
-        for peak, seed in ((peak, seed) for peak in peaks for seed in SEEDS[1:]):
-            if Store(results).row(pair, peak, seed) is None:
-                if train(pair, peak, runs, results, seed) == EXIT_STOPPED:
-                    return EXIT_STOPPED
-                write_page(Store(results))
-                print(
-                    f"{pair} lr.peak={peak_text(peak)} seed {seed}:"
-                    f" {Store(results).score(pair, peak, seed)}",
-                    flush=True,
-                )
-    return EXIT_DONE
-
-
-def told(pair: Pair, peak: float, results: Path) -> None:
-    store = Store(results)
-    write_page(store)
-    print(f"{pair} lr.peak={peak_text(peak)}: {store.score(pair, peak)}", flush=True)
 
 
 # ---- the page: all from the store
 
 
-def grid_table(store: Store) -> str:
-    """Per pair: the recommended rate, the scores of the grid, its best, and how far the recommended
-    is from it.
+def table(heads: list[str], lines: list[list[str]]) -> str:
+    rows = [heads, ["---"] * len(heads), *lines]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows).replace("| --- ", "|---")
+
+
+def tests_table(store: Store) -> str:
+    """Per pair: the answer from every base seed with either number of threads, and the factor
+    between the lowest and the highest.
     """
-    heads = " | ".join(
-        "x 1" if not step else f"x {3**step}" if step > 0 else f"/ {3**-step}" for step in STEPS
-    )
-    lines = [
-        f"| recipe | model | recommended | {heads} | best | points below it |",
-        "|---" * (5 + len(STEPS)) + "|",
+    keys = [test_key(seed, threads) for threads in THREADS for seed in BASE_SEEDS]
+    heads = [
+        f"{threads} thread{'s' * (threads > 1)}, seeds from {seed}"
+        for threads in THREADS
+        for seed in BASE_SEEDS
     ]
+    lines = []
+    for pair in PAIRS:
+        tests = store.tests(pair)
+        values = [tests[key]["value"] for key in keys if key in tests and tests[key]["value"]]
+        cells = [answer_of(tests.get(key)) for key in keys]
+        factor = f"{max(values) / min(values):.2f}" if len(values) > 1 else ""
+        lines.append([pair.page, pair.model, *cells, factor])
+    return table(["recipe", "model", *heads, "highest / lowest"], lines)
+
+
+def answer_of(found: dict | None) -> str:
+    if found is None:
+        return "not run"
+    ends = found["interval"]
+    if found["value"] is None:
+        return (
+            f"none ({peak_text(ends['lowest'])} to {peak_text(ends['highest'])})"
+            if ends
+            else "none"
+        )
+    return (
+        f"{peak_text(found['value'])} ({peak_text(ends['lowest'])} to {peak_text(ends['highest'])})"
+    )
+
+
+def grid_table(store: Store) -> str:
+    """Per pair: the mean scores at the answer, a third and three times it, with the number of seeds
+    and their range, and how far the answer is from the best.
+    """
+    heads = ["recipe", "model", "recommended", "/ 3", "x 1", "x 3", "points below the best"]
+    lines = []
     for pair in PAIRS:
         found = store.range_test(pair)
-        lines.append(
-            f"| {pair.page} | {pair.model} | {' | '.join(grid_cells(store, pair, found))} |"
-        )
-    return "\n".join(lines)
+        cells = [""] * 5
+        if found and found["value"]:
+            scores = [store.scores(pair, found["value"] * 3.0**step) for step in STEPS]
+            cells = [peak_text(found["value"]), *map(scores_text, scores), ""]
+            if all(len(some) == len(SEEDS) for some in scores):
+                cells[-1] = f"{max(map(mean, scores)) - mean(scores[1]):.2f}"
+        elif found:
+            cells[0] = found["reason"]
+        lines.append([pair.page, pair.model, *cells])
+    return table(heads, lines)
 
 
-def grid_cells(store: Store, pair: Pair, found: dict | None) -> list[str]:
-    if found is None or found["value"] is None:
-        return [
-            "none: " + found["reason"].partition(": ")[2] if found else "not run",
-            *[""] * (len(STEPS) + 2),
-        ]
-    scores = [store.score(pair, found["value"] * 3.0**step) for step in STEPS]
-    cells = [
-        peak_text(found["value"]),
-        *("not run" if score is None else f"{score:.2f}" for score in scores),
-    ]
-    distance = distance_of(store, pair, found["value"])
-    return [
-        *cells,
-        "" if distance is None else f"{max(scores):.2f}",
-        "" if distance is None else f"{distance:.2f}",
-    ]
+def scores_text(scores: list[float]) -> str:
+    if not scores:
+        return "not run"
+    if len(scores) == 1:
+        return f"{scores[0]:.2f} (1 seed)"
+    return f"{mean(scores):.2f} ({min(scores):.2f} to {max(scores):.2f})"
 
 
-def best_of_grid(store: Store, pair: Pair) -> float | None:
-    """The best score of a pair's whole grid, None while a part of it is not run."""
-    found = store.range_test(pair)
-    if not found or not found["value"]:
-        return None
-    scores = [store.score(pair, found["value"] * 3.0**step) for step in STEPS]
-    return None if None in scores else max(scores)
-
-
-def distance_of(store: Store, pair: Pair, value: float | None) -> float | None:
-    """Points between the grid's best and the run at the ladder's rate nearest to a value; below 0
-    where that is better.
+def share_table(store: Store) -> str:
+    """Per pair: where the candidates' parabola is lowest, where that of the full runs is, and the
+    ratio of the two.
     """
-    best = best_of_grid(store, pair)
-    if best is None or value is None:
+    lines, logs = [], []
+    for pair in PAIRS:
+        found, full = store.range_test(pair), best_rate(store.means(pair))
+        if not (found and found["value"] and full):
+            continue
+        short = found["value"] / found["share"]
+        logs.append(math.log(full / short))
+        cells = [peak_text(short), peak_text(full), f"{full / short:.2f}"]
+        lines.append([pair.page, pair.model, *cells])
+    if len(logs) > 1:
+        error = math.sqrt(
+            sum((one - mean(logs)) ** 2 for one in logs) / (len(logs) - 1) / len(logs)
+        )
+        cells = [f"{math.exp(mean(logs)):.2f}, standard error a factor {math.exp(error):.2f}"]
+        lines.append(["geometric mean", "", "", "", *cells])
+    return table(["recipe", "model", "trials' best", "runs' best", "ratio"], lines)
+
+
+def best_rate(means: dict[float, float]) -> float | None:
+    """Where a parabola through the logarithm of the error at the best rate and its neighbours is
+    lowest, over the logarithm of the rate; None where the best has no neighbour on a side.
+    """
+    peaks = sorted(means)
+    if len(peaks) < 3:
         return None
-    score = store.score(pair, on_ladder(store.range_test(pair)["value"], value))
-    return None if score is None else best - score
+    place = max(range(len(peaks)), key=lambda place: means[peaks[place]])
+    if not 0 < place < len(peaks) - 1:
+        return None
+    around = peaks[place - 1 : place + 2]
+    x = [math.log(peak) for peak in around]
+    y = [math.log(max(100 - means[peak], 0.1)) for peak in around]
+    left, right = (y[1] - y[0]) / (x[1] - x[0]), (y[2] - y[1]) / (x[2] - x[1])
+    if right - left < 1e-9:
+        return peaks[place]
+    # the slope is `left` half-way to the left neighbour, `right` half-way to the right one
+    from_left, from_right = (x[0] + x[1]) / 2, (x[1] + x[2]) / 2
+    return math.exp(from_left - left * (from_right - from_left) / (right - left))
+
+
+def foreign(found: dict) -> dict[str, float | None]:
+    """What every other rule makes of the same ramps."""
+    ramps = [(ramp["values"], ramp["losses"]) for ramp in found["ramps"]]
+    return {rule: foreign_rules.suggestion(rule, ramps) for rule in foreign_rules.RULES}
 
 
 def rules_table(store: Store) -> str:
-    """Per rule: what it suggests for each pair, and the points between the grid's best and that."""
-    pairs = [pair for pair in PAIRS if best_of_grid(store, pair) is not None]
-    lines = [
-        f"| rule | {' | '.join(map(str, pairs))} | median | worst |",
-        "|---" * (len(pairs) + 3) + "|",
+    """Per rule: what it suggests for each pair, and the points between the best rate's score and
+    that of the rate nearest to it.
+    """
+    pairs = [
+        pair
+        for pair in PAIRS
+        if (store.range_test(pair) or {}).get("value") and len(store.means(pair)) > 2
     ]
+    lines = []
     for rule in (OURS, *foreign_rules.RULES):
-        values = [
-            (
-                store.range_test(pair)["value"]
-                if rule == OURS
-                else foreign(store.range_test(pair))[rule]
-            )
-            for pair in pairs
-        ]
-        distances = [
-            distance_of(store, pair, value) for pair, value in zip(pairs, values, strict=True)
-        ]
-        cells = [
-            "none" if value is None else f"{peak_text(value)}: {shown(far)}"
-            for value, far in zip(values, distances, strict=True)
-        ]
-        known = sorted(far for far in distances if far is not None)
+        cells, known = [], []
+        for pair in pairs:
+            found = store.range_test(pair)
+            value = found["value"] if rule == OURS else foreign(found)[rule]
+            far = distance_of(store, pair, value)
+            known += [] if far is None else [far]
+            text = "not run" if far is None else f"{far:.2f}"
+            cells.append("none" if value is None else f"{peak_text(value)}: {text}")
+        known.sort()
         middle = (known[len(known) // 2] + known[(len(known) - 1) // 2]) / 2 if known else None
-        lines.append(
-            f"| {rule} | {' | '.join(cells)} | {shown(middle)} |"
-            f" {shown(max(known, default=None))} |"
-        )
-    return "\n".join(lines)
+        ends = ["" if one is None else f"{one:.2f}" for one in (middle, max(known, default=None))]
+        lines.append([rule, *cells, *ends])
+    return table(["rule", *map(str, pairs), "median", "worst"], lines)
 
 
-def shown(points: float | None) -> str:
-    return "not run" if points is None else f"{points:.2f}"
-
-
-def seeds_table(store: Store) -> str:
-    """Of the pairs whose recommended rate was beaten: every seed, and the mean."""
-    lines = [
-        f"| recipe | model | lr.peak | {' | '.join(f'seed {seed}' for seed in SEEDS)} | mean | |",
-        "|---" * (5 + len(SEEDS)) + "|",
-    ]
-    for pair, (value, *others) in beaten(store, PAIRS):
-        for peak in (value, *others):
-            scores = [store.score(pair, peak, seed) for seed in SEEDS]
-            mean = None if None in scores else sum(scores) / len(scores)
-            cells = [shown(score) for score in (*scores, mean)]
-            lines.append(
-                f"| {pair.page} | {pair.model} | {peak_text(peak)} | {' | '.join(cells)} |"
-                f" {OURS if peak == value else ''} |"
-            )
-    return "\n".join(lines)
+def distance_of(store: Store, pair: Pair, value: float | None) -> float | None:
+    """Points between the best mean score and that at the nearest rate that was run; None where none
+    is as near as a factor of the root of three.
+    """
+    means = store.means(pair)
+    if value is None or not means:
+        return None
+    near = min(means, key=lambda peak: abs(math.log(peak / value)))
+    if abs(math.log(near / value)) > math.log(3) / 2 + 0.01:
+        return None
+    return max(means.values()) - means[near]
 
 
 def row_list(store: Store) -> str:
@@ -405,16 +431,17 @@ def write_page(store: Store) -> None:
     """Put the tables between the marks of results/lr-find.md; the words around them stay."""
     page = store.results / "lr-find.md"
     text = page.read_text()
-    for name, table in (
+    for name, made in (
+        ("tests", tests_table(store)),
         ("grid", grid_table(store)),
-        ("seeds", seeds_table(store)),
+        ("share", share_table(store)),
         ("rules", rules_table(store)),
         ("rows", row_list(store)),
     ):
         before, start, rest = text.partition(f"<!-- {name} -->\n")
         _, end, after = rest.partition(f"\n<!-- end of {name} -->")
         assert start and end, f"{page}: no place for the table of {name}"
-        text = f"{before}{start}{table}{end}{after}"
+        text = f"{before}{start}{made}{end}{after}"
     page.write_text(text)
 
 
@@ -422,32 +449,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("part", choices=("tests", "grids", "page"))
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--results", type=Path, default=Path("results"))
     parser.add_argument("--pairs", default=" ".join(map(str, PAIRS)), help="only these")
-    parser.add_argument("--again", default="", help="pairs whose range test is done anew")
-    parser.add_argument(
-        "--no-others", action="store_true", help="no runs at what other rules suggest"
-    )
-    parser.add_argument(
-        "--seeds",
-        action="store_true",
-        help="two more seeds where the grid beats the recommended rate by over a point",
-    )
-    parser.add_argument("--page", action="store_true", help="only write the page")
+    parser.add_argument("--seeds", default="0 1 2 5 10", help="only these")
     given = parser.parse_args()
-    store, pairs = (
-        Store(given.results),
-        [pair for pair in PAIRS if str(pair) in given.pairs.split()],
-    )
-    for pair in PAIRS:
-        if str(pair) in given.again.split():
-            store.path(pair).unlink(missing_ok=True)
-    code = 0
-    if given.seeds:
-        code = more_seeds(pairs, given.runs, given.results)
-    elif not given.page:
-        code = study(pairs, given.runs, given.results, not given.no_others)
+    pairs = [pair for pair in PAIRS if str(pair) in given.pairs.split()]
+    code, given_seeds = 0, [int(seed) for seed in given.seeds.split()]
+    if given.part == "tests":
+        seeds = [seed for seed in BASE_SEEDS if seed in given_seeds]
+        code = test_all(pairs, seeds, given.runs, given.results)
+    elif given.part == "grids":
+        seeds = [seed for seed in SEEDS if seed in given_seeds]
+        code = train_all(pairs, seeds, given.runs, given.results)
     write_page(Store(given.results))
     return code
 

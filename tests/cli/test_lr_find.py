@@ -141,7 +141,9 @@ def test_the_answer_has_the_value_the_reason_every_rule_the_batch_and_the_comman
     found = found_of(TRIAL, overrides="epochs=5")
     text = printed(found)
     value = found.suggestion.value
-    assert f"lr.peak {value:.3g} (the recipe has 0.005): {found.suggestion.reason}" in text
+    ends = found.suggestion.interval
+    over = f"{ends.lowest:.3g} to {ends.highest:.3g} over 3 seeds"
+    assert f"lr.peak {value:.3g}, {over} (the recipe has 0.005): {found.suggestion.reason}" in text
     for rule, spread in found.suggestion.rules.items():
         assert re.search(
             rf"{re.escape(rule)} +{re.escape(f'{spread.median:.3g}')} +{re.escape(f'{spread.lowest:.3g}')}",
@@ -203,6 +205,27 @@ def test_the_curve_in_the_terminal_is_high_where_the_loss_is_high():
     ]
     inked = [place for place in first if place is not None]
     assert inked == sorted(inked) and inked[0] == 0 and inked[-1] >= 44
+
+
+def test_an_explosion_and_the_valley_before_it_are_both_read_in_the_terminal():
+    """From 2 down to 1 and up to a thousand: the last point is at the top, the start below it."""
+
+    def trial(seed, values, purpose):
+        num = len(values)
+        losses = np.concatenate(
+            [np.linspace(2.0, 1.0, num // 2), np.geomspace(2, 1e3, num - num // 2)]
+        )
+        steps = np.arange(num)
+        return Curve(np.asarray(values), losses, (steps, losses), 2.0, "ramp", seed, purpose)
+
+    rows = [line.plain for line in plots.plot(found_of(trial, curve="train"), 50)]
+    rows = [row.partition("│") for row in rows if "│" in row]
+    inked = [[i for i, letter in enumerate(row) if "⠀" < letter <= "⣿"] for _, _, row in rows]
+    assert inked[0] and min(inked[0]) > 40 and max(inked[0]) == 49
+    at_start = next(number for number, places in enumerate(inked) if 0 in places)
+    at_lowest = max(number for number, places in enumerate(inked) if places)
+    assert at_start > 2 and at_lowest - at_start > 4
+    assert float(rows[0][0]) > 1000 and float(rows[-1][0]) < 1
 
 
 @pytest.mark.parametrize("ended", ["ramp", "diverged", "not a number"])

@@ -2,12 +2,12 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 from statsmodels.stats.weightstats import DescrStatsW
 
 from support.commands import rsb
+from support.committed import committed_root
 from support.studies import table
 from support.tabled import key_of, stored_row
 from trainer.ablation.failures import store_failure
@@ -19,7 +19,7 @@ from trainer.report.tables import METRICS
 from trainer.report.view import make_view
 from trainer.runs.results import read_row_file, store_row
 
-ROOT = Path(__file__).parents[2]
+RESULTS = committed_root() / "results"
 
 
 def test_the_table_is_printed_and_stored_in_every_format(study):
@@ -78,7 +78,7 @@ def test_nothing_is_stored_where_no_run_has_a_row(page, tmp_path):
     done = rsb(
         "table", "--ablation", page, "--results", tmp_path / "results", "--runs", tmp_path / "runs"
     )
-    assert done.exit_code == 0 and "make ablate ablation=two" in done.output
+    assert done.exit_code == 0 and f"make ablate ablation={page}" in done.output
     assert not (tmp_path / "results").exists()
 
 
@@ -177,9 +177,9 @@ def test_two_runs_side_by_side_with_their_curves(study, tmp_path):
 def test_any_two_cells_are_compared_by_seed_with_interval_n_and_p():
     """Of committed rows, against a paired t-test by statsmodels."""
     words = ["--ablation", "rsb-loss", "--a", "BCE, CutMix", "--b", "CE, CutMix"]
-    done = rsb("compare", *words, "--results", ROOT / "results")
+    done = rsb("compare", *words, "--results", RESULTS)
     assert done.exit_code == 0, done.output
-    table = open_table("rsb-loss", ROOT / "results", ROOT / "runs", METRICS["top1"])
+    table = open_table("rsb-loss", RESULTS, RESULTS / "runs", METRICS["top1"])
     a, b = ({one.cell.name: one.values for one in table.cells}[name] for name in words[3::2])
     gains = DescrStatsW([b[seed] - a[seed] for seed in (0, 1, 2)])
     low, high = gains.tconfint_mean(0.05)
@@ -199,19 +199,17 @@ def test_cells_with_one_seed_in_common_have_a_difference_and_no_interval(study):
 # ---- committed tables
 
 
-STUDIES = [
-    path.stem for path in ablation_paths() if (ROOT / "results" / f"{path.stem}.md").exists()
-]
+STUDIES = [path.stem for path in ablation_paths() if (RESULTS / f"{path.stem}.md").exists()]
 
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_the_committed_tables_are_what_their_rows_render(name, tmp_path):
     """Without run folders and data sets, as on a fresh clone; a committed study has no failed run."""
-    view = make_view(open_table(name, ROOT / "results", tmp_path, METRICS["top1"]))
+    view = make_view(open_table(name, RESULTS, tmp_path, METRICS["top1"]))
     for suffix, writer in FORMATS.items():
-        assert (ROOT / "results" / f"{name}.{suffix}").read_text() == writer(view), (
+        assert (RESULTS / f"{name}.{suffix}").read_text() == writer(view), (
             f"make table ablation={name}"
         )
-    effects = ROOT / "results" / f"{name}.effects.csv"
+    effects = RESULTS / f"{name}.effects.csv"
     assert effects.exists() == bool(view.table.effects)
     assert not effects.exists() or effects.read_text() == effects_csv(view.table)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from timm.optim import Lamb as TimmLamb
 
+from support.gpu_stub import host_waits
 from trainer.components import lamb
 from trainer.components.optimizers import Lamb as LambPage
 from trainer.components.optimizers import clip_gradients
@@ -16,7 +17,7 @@ SHAPES = [(64, 32, 3, 3), (32, 16), (10,), (7, 5, 1, 1), (), (300, 1100), (16,)]
 RULE = {"lr": 5e-3, "betas": (0.9, 0.999), "eps": 1e-6}
 DEVICES = [
     "cpu",
-    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")),
+    pytest.param("cuda", marks=pytest.mark.gpu),
 ]
 
 
@@ -185,17 +186,35 @@ def test_the_memory_format_changes_nothing_not_even_across_a_resume(start):
         assert_same(run(after, resumed, range(3, 6)), plain)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_step_that_the_scaler_finds_infinite_changes_nothing():
+    """The others are those without a scaler: fp16's scale is a power of two."""
+    scaled, plain = weights_of(), weights_of()
+    optimizer, without = own(scaled), own(plain)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    for step in range(3):
+        set_gradients(plain, step, 1e-3)
+        without.step()
+        for is_infinite in (True, False):
+            set_gradients(scaled, step, 1e-3 * scaler.scale(torch.tensor(1.0)).item())
+            if is_infinite:
+                scaled[0].grad[0] = torch.inf
+            before = [weight.detach().clone() for weight in scaled]
+            scaler.unscale_(optimizer)
+            scaler.step(optimizer)
+            scaler.update()
+            assert all(map(torch.equal, before, scaled)) == is_infinite
+    assert_same(scaled, plain)
+
+
+@pytest.mark.gpu_stub
 def test_a_step_never_waits_for_the_gpu():
     weights = weights_of("cuda")
     optimizer = own(weights)
     set_gradients(weights, 0, 1.0)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with host_waits() as waits:
         clip_gradients(weights, 1.0)
         optimizer.step()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    assert not waits
 
 
 @pytest.mark.parametrize("shape", [(), (5,), (1000, 1000), (40, 30, 3, 3)])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.components.optimizers import DecoupledSgd, param_groups
+from trainer.components.optimizers import DecoupledSgd, Sgd, param_groups
 
 
 def gradient(step, shape):
@@ -62,13 +62,29 @@ def test_a_resumed_run_knows_its_peak():
     assert torch.equal(halted.weight, straight.weight)
 
 
-def test_a_step_that_the_scaler_skips_leaves_the_weights_whole():
-    page = DecoupledSgd(momentum=0.9, weight_decay=0.1)
-    model = nn.Linear(3, 2, bias=False)
-    optimizer = page.build(param_groups(model, page), 1.0)
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
-    scaler.scale(model(torch.full((1, 3), float("inf"))).sum()).backward()
-    before = model.weight.detach().clone()
-    scaler.unscale_(optimizer)
-    scaler.step(optimizer)
-    assert torch.equal(model.weight, before)
+@pytest.mark.parametrize("kind", [Sgd, DecoupledSgd])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_step_that_the_scaler_finds_infinite_changes_nothing(kind, momentum):
+    """The first one too, which is when fp16's scale is most often too large; the decay included."""
+    page = kind(momentum=momentum, weight_decay=0.1)
+    scaled, plain = nn.Linear(3, 2), nn.Linear(3, 2)
+    plain.load_state_dict(scaled.state_dict())
+    optimizer, without = (
+        page.build(param_groups(model, page), lr=1.0) for model in (scaled, plain)
+    )
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    for step in range(3):
+        for weight in plain.parameters():
+            weight.grad = gradient(step, weight.shape)
+        without.step()
+        for is_infinite in (True, False):
+            scale = scaler.scale(torch.tensor(1.0))
+            for weight in scaled.parameters():
+                weight.grad = gradient(step, weight.shape) * (torch.inf if is_infinite else scale)
+            before = [weight.detach().clone() for weight in scaled.parameters()]
+            scaler.unscale_(optimizer)
+            scaler.step(optimizer)
+            scaler.update()
+            assert all(map(torch.equal, before, scaled.parameters())) == is_infinite
+    for ours, theirs in zip(scaled.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)

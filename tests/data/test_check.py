@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
-from trainer.data.check import check_data, report_table
+from trainer.data.check import DataReport, check_data, report_table, rotated_note
 from trainer.data.dataset import open_data
 from trainer.data.datasets.builtin import FolderSet, open_set
 from trainer.data.ffcv.beton_writer import write_beton
@@ -84,3 +84,10 @@ def test_files_of_other_channels_are_bad_and_alpha_is_a_channel_among_four(make_
         str(root / "train" / name) for name in ("cat/0.jpg", "cat/1.jpg", "dog/0.jpg")
     ]
     assert not report.odd
+
+
+def test_a_turned_camera_is_explained_for_training():
+    """EXIF orientation is not applied: the report says so where such files are."""
+    turned = DataReport(2, (), {"EXIF-rotated": ("a.jpg",)}, {})
+    assert "not turned" in rotated_note(DataReport(1, (), {}, {}), turned)
+    assert rotated_note(DataReport(1, (), {}, {})) == ""

@@ -18,6 +18,7 @@ from trainer.data.faulty import FaultyStream
 from trainer.data.index import open_index
 from trainer.data.loader import TrainStream
 from trainer.data.parts import has_parts
+from trainer.recipe.assignment import Assignment
 from trainer.recipe.profiles import PROFILES
 from trainer.recipe.sections import Growth
 
@@ -99,7 +100,7 @@ def micro_batch_by_micro_batch(stream, first_step=0, num_steps=NUM_STEPS):
 def test_micro_batches_are_the_same_bytes_as_made_one_by_one(
     photos, num_workers, rank, num_ranks, fill
 ):
-    stream = stream_of(photos, rank=rank, num_ranks=num_ranks, fill=fill)
+    stream = stream_of(photos, assigned=Assignment(rank, num_ranks), fill=fill)
     assert has_parts(stream) == (num_ranks < 3)
     batches = list(stream.batches(0, NUM_STEPS, num_workers, "cpu"))
     assert [(batch.step, batch.micro_batch) for batch in batches] == list(stream.keys(0, NUM_STEPS))

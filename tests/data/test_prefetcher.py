@@ -68,7 +68,7 @@ def test_on_the_cpu_nothing_moves():
         assert ours is theirs
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_a_gpu_gets_the_same_values():
     copy_stream = CudaCopyStream("cuda")
     for step, batch in enumerate(

@@ -53,6 +53,32 @@ def test_a_process_ends_at_once_with_its_loaders_processes(last, code):
     assert done.returncode == code and done.stderr.count("ZeroDivisionError") == (code == 1)
 
 
+FINISHED = """
+import torch
+from trainer.data.workers import items_of, whole
+
+class Numbers:
+    def __getitem__(self, key):
+        return torch.tensor(key)
+
+for epoch in range(20):  # a loader of its own for training, another for each evaluation
+    training = whole(items_of(Numbers(), range(40), 1, "cpu"))
+    assert [int(next(training)) for _ in range(20)] == list(range(20))
+    assert [int(item) for item in whole(items_of(Numbers(), range(9), 1, "cpu"))] == list(range(9))
+    assert [int(item) for item in training] == list(range(20, 40))
+print("done")
+"""
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_a_finished_run_says_nothing_of_its_loaders_processes(number):
+    """No "DataLoader worker is killed by signal" after the last line."""
+    done = subprocess.run(
+        [sys.executable, "-c", FINISHED], capture_output=True, text=True, timeout=100
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
 class Squares:
     """Item n: n and a [300, 100] uint8 tensor of n % 256, and what an item of each kind of message
     needs: small and large, in a tuple.

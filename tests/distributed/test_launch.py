@@ -8,20 +8,18 @@ import shlex
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from support.plans import small_plan, small_set
+from support.plans import small_set
 from trainer.base.errors import UserError
 from trainer.base.settings import make_settings
 from trainer.base.signals import StopRequest
 from trainer.distributed import launch
 from trainer.distributed.env import find_place, first_host, rank_device
 from trainer.distributed.launch import asked_ranks, exit_code, slurm_job
-from trainer.recipe.plan import PlanError, check_settings, make_plan
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = {
@@ -131,36 +129,6 @@ def test_ranks_share_the_cores_for_their_workers(monkeypatch):
     ] == [8, 4, 1, 1]
 
 
-def test_a_world_that_does_not_divide_is_refused_with_what_would():
-    plan = small_plan(overrides="batch.images=32 batch.norm_images=32")
-    with pytest.raises(
-        PlanError,
-        match=(
-            r"= 1 micro-batch cannot be shared by 2 ranks; use 1 rank, or"
-            r' set="batch.norm_images=16"'
-        ),
-    ):
-        make_plan(plan.recipe, plan.model, plan.profile, world_size=2)
-
-
-SYNC = "'model={norm: {name: sync_batch_norm, momentum: 0.1, eps: 1e-5}}' "
-
-
-def test_joined_statistics_need_gpus_and_equal_shares():
-    plan = small_plan(overrides=SYNC)
-    settings = make_settings("cpu")
-    check_settings(plan, settings)
-    joined = make_plan(plan.recipe, plan.model, plan.profile, world_size=2)
-    check_settings(joined, replace(settings, device="cuda:0"))
-    with pytest.raises(PlanError, match="need GPUs; use one rank"):
-        check_settings(joined, settings)
-    plan = small_plan(
-        overrides=SYNC + "batch.images=8 batch.norm_images=2 batch.drop_last=false"
-    )  # 1437 = 179 x 8 + 5
-    with pytest.raises(PlanError, match="2 micro-batches, which 4 ranks cannot join"):
-        make_plan(plan.recipe, plan.model, plan.profile, world_size=4)
-
-
 def ended(*codes: int) -> dict:
     return {
         rank: SimpleNamespace(exitcode=code, pid=100 + rank, timestamp=rank)
@@ -243,11 +211,11 @@ def test_what_every_rank_would_refuse_is_refused_once(tmp_path):
         "--runs",
         str(tmp_path),
     ]
-    words = ["--set", small_set("batch.images=128 batch.norm_images=32")]
+    words = ["--set", small_set("batch.images=4 batch.norm_images=4")]
     done = subprocess.run([*command, *words], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2 and done.stdout == ""
     (line,) = done.stderr.splitlines()
-    assert "cannot be shared by 3 ranks" in line and "1, 2, 4 ranks" in line
+    assert "cannot be shared by 3 ranks" in line and "use 1 or 2 ranks" in line
 
 
 def test_the_job_file_is_one_that_sbatch_takes():

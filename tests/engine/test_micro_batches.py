@@ -17,7 +17,7 @@ from trainer.base.errors import UserError
 from trainer.base.memory import MemoryFull, is_memory_full
 from trainer.base.settings import make_settings
 from trainer.data.dataset import open_data
-from trainer.distributed.communicator import alone
+from trainer.distributed.communicator import Ranks, alone
 from trainer.engine import train
 from trainer.engine.activation_checkpointing import recompute_activations
 from trainer.engine.evaluate import evaluate
@@ -25,7 +25,7 @@ from trainer.engine.micro_batches import explained, pieces_at, remedies, split
 from trainer.engine.precise_norm import StepStatistics
 from trainer.engine.state import TrainingState
 from trainer.models.parts.norm_layers import EstimatedBatchNorm2d, GhostBatchNorm2d
-from trainer.recipe.plan import check_settings, make_plan
+from trainer.recipe.plan import make_plan
 from trainer.runs.job import deviation_of_memory
 
 # smooth, and without draws on the device: what is left between two ways to cut a step is rounding
@@ -180,7 +180,7 @@ def test_norms_over_images_are_told_first_what_keeps_their_sample():
         and "micro_batch=auto" in found[-1]
         and "deviations" in found[-1]
     )
-    assert 'set="batch.norm_images=4"' in found[-1] and "sync_batch_norm" in found[-2]
+    assert 'set="batch.norm_images=4"' in found[-1] and found[-2].startswith("8 ranks, 2 of")
     best = make_settings(
         "cpu", "bf16", workers="0", micro_batch="auto", activation_checkpointing=True
     )
@@ -290,11 +290,11 @@ def test_one_image_that_does_not_fit_ends_an_evaluation_in_a_line():
 
 
 def test_ranks_that_join_statistics_cannot_try_again():
-    plan = small_plan(overrides="'model={norm: {name: sync_batch_norm, momentum: 0.1, eps: 1e-5}}'")
+    plan = small_plan()
+    plan = make_plan(plan.recipe, plan.model, plan.profile, world_size=8)
     settings = make_settings("cpu", workers="0", micro_batch="auto")
-    check_settings(plan, settings)
-    with pytest.raises(UserError, match="leave micro_batch= out"):
-        check_settings(make_plan(plan.recipe, plan.model, plan.profile, world_size=2), settings)
+    with pytest.raises(UserError, match="leave micro_batch= out, or use 4 ranks"):
+        TrainingState(plan, settings, Ranks(rank=3, world_size=8))
     with pytest.raises(UserError, match="micro_batch=atuo: unknown .did you mean auto"):
         make_settings("cpu", micro_batch="atuo")
 

@@ -17,10 +17,9 @@ from trainer.components.mixing import one_hot_targets
 from trainer.data.dataset import open_data
 from trainer.data.order import step_ids
 from trainer.data.transforms import inputs_of
-from trainer.distributed.communicator import alone
+from trainer.distributed.communicator import Ranks, alone
 from trainer.engine.micro_batches import split
 from trainer.engine.precise_norm import make_norms_precise, statistics_note
-from trainer.recipe.plan import make_plan
 from trainer.tasks import task_of
 
 SETTINGS = make_settings("cpu", workers="0")
@@ -192,21 +191,35 @@ def test_two_ranks_mix_as_one_does(tmp_path):
         assert relative(rank["weights"], whole["weights"]) < 1e-6
 
 
-def test_a_unit_does_not_span_ranks():
-    plan = plan_of_48(8, "mix.images=24")
-    with pytest.raises(PlanError) as caught:
-        make_plan(plan.recipe, "resnet18", plan.profile, world_size=3)
-    assert caught.value.path == ("mix", "images") and "1, 2 ranks" in str(caught.value)
-    assert 'set="mix.images=16"' in str(caught.value)
-    fitting = plan_of_48(8, "mix.images=16").recipe
-    assert make_plan(fitting, "resnet18", plan.profile, world_size=3).num_micro_batches == 3
+@pytest.mark.parametrize("partner", ["reversed", "rolled"])
+@pytest.mark.parametrize(("mix_images", "num_ranks"), [(48, 3), (24, 8), (12, 8), (16, 6)])
+@pytest.mark.parametrize("step", [3, 29])  # the last of an epoch has 45 images
+def test_ranks_that_share_a_unit_mix_as_one_does_bit_for_bit(
+    opened, partner, mix_images, num_ranks, step
+):
+    plan = plan_of_48(4, f"mix.images={mix_images} mix.partner={partner} batch.drop_last=false")
+    whole, found = prepared(opened, plan, step), {}
+    for rank in range(num_ranks):
+        ranks = Ranks(rank, num_ranks)
+        number = len(plan.assignment(rank, num_ranks).micro_batches(48, plan.num_micro_batches))
+        for batch in itertools.islice(opened.train_stream(plan, SETTINGS, step, ranks), number):
+            images, targets = task_of(plan, SETTINGS).prepare(batch)
+            ids = batch.ids
+            if batch.num_parts > 1:
+                part = plan.part_rows(step, batch.micro_batch, batch.part, batch.num_parts)
+                ids = torch.cat([ids[rows] for rows in part.own])
+            assert len(ids) == len(images)
+            found |= zip(map(tuple, ids.tolist()), zip(images, targets, strict=True), strict=True)
+    assert found.keys() == whole.keys()
+    for draw, both in found.items():
+        assert all(map(torch.equal, both, whole[draw])), draw
 
 
 @pytest.mark.parametrize(
     ("overrides", "path", "remedy"),
     [
         ("batch.images=32 mix.images=12", ("mix", "images"), "8"),
-        ("batch.images=7 batch.norm_images=7 mix.images=3", ("mix", "images"), "leave"),
+        ("batch.images=7 batch.norm_images=7 mix.images=3", ("mix", "images"), "mix.images=null"),
         ("mix.images=1", ("mix", "images"), "2"),
     ],
 )

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 
+import trainer.data.dataset
 import trainer.lr_finder.baseline
 import trainer.lr_finder.trial
 from support.plans import small_plan, small_set
@@ -20,6 +22,7 @@ from trainer.base.errors import UserError
 from trainer.base.settings import make_settings
 from trainer.base.signals import StopRequest
 from trainer.data.dataset import open_data
+from trainer.data.workers import Watch
 from trainer.lr_finder.api import (
     LRFinderResult,
     Request,
@@ -154,6 +157,45 @@ def test_a_kill_loses_the_trial_that_was_running_and_the_rest_ends_the_same(foun
     assert made.folder.name == found.folder.name
 
 
+def test_images_rewritten_under_the_same_names_and_sizes_are_not_taken_for_those_before(
+    tmp_path, monkeypatch
+):
+    def name_of(data: Path) -> str:
+        fits = SET + " lr.warmup_epochs=1"
+        job = Job("A2", "test_resnet", str(data), overrides=fits)
+        return set_up(job, Request(num_steps=8), {"device": "cpu", "workers": "0"}).name
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for split in ("train", "val"):
+        for label in ("a", "b"):
+            (tmp_path / "set" / split / label).mkdir(parents=True)
+            for i in range(60):
+                pixels = np.full((8, 8, 3), 4 * i, dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "set" / split / label / f"{i}.bmp")
+    first = name_of(tmp_path / "set")
+    assert name_of(tmp_path / "set") == first
+    path = tmp_path / "set" / "train" / "a" / "3.bmp"
+    path.write_bytes(path.read_bytes()[:-4] + b"abcd")
+    assert name_of(tmp_path / "set") != first
+
+
+def test_a_wait_for_images_hears_a_stop(monkeypatch):
+    """What watch.check raises ends the run; it is handed to the loader of every trial."""
+    seen = []
+    real = trainer.data.dataset.OpenedData.train_stream
+
+    def stream(self, *given, watch, **more):
+        seen.append(watch)
+        return real(self, *given, watch=watch, **more)
+
+    monkeypatch.setattr(trainer.data.dataset.OpenedData, "train_stream", stream)
+    watch = Watch(check=lambda: None)
+    job = Job("A2", "test_resnet", overrides=SET)
+    setup = set_up(job, Request(num_seeds=1, num_steps=8), {"device": "cpu", "workers": "0"})
+    run(setup, is_written=False, watch=watch)
+    assert seen and all(one is watch for one in seen)
+
+
 def test_a_constant_loss_gives_no_reliable_suggestion(monkeypatch):
     monkeypatch.setattr(
         trainer.lr_finder.trial, "optimizer_step", lambda state, window, step: torch.tensor(0.5)
@@ -252,7 +294,7 @@ def command(overrides="", value=0.003123, job=None, label=RATE, own=5e-3):
 
 
 def test_the_command_keeps_the_users_items_and_puts_the_value_in():
-    assert command() == 'make recipe=A1 model=resnet18 data=digits set="lr.peak=0.00312"'
+    assert command() == "make recipe=A1 model=resnet18 data=digits set=lr.peak=0.00312"
     assert (
         command("epochs=5 loss.name=ce")
         == 'make recipe=A1 model=resnet18 data=digits set="epochs=5 loss.name=ce lr.peak=0.00312"'
@@ -261,10 +303,10 @@ def test_the_command_keeps_the_users_items_and_puts_the_value_in():
         'set="epochs=5 drop_path=null lr.peak=0.00312"'
     )
     assert command(job=Job("A1", "resnet18", "mnist", Path("/data/my set"))).startswith(
-        "make recipe=A1 model=resnet18 data=mnist data_dir='/data/my set'"
+        'make recipe=A1 model=resnet18 data=mnist data_dir="/data/my set"'
     )
     assert command(label="optimizer.weight_decay", own=0.01, value=0.2).endswith(
-        'set="optimizer.weight_decay=0.2"'
+        "set=optimizer.weight_decay=0.2"
     )
 
 

@@ -101,12 +101,13 @@ def test_so_it_does_by_the_lengths_of_such_a_run(data):
 
 def test_a_long_run_takes_a_smaller_rate_than_a_short_race_and_other_numbers_stay():
     shares = [lengths_for(steps).horizon_share for steps in (40, 80, 396, 100_000)]
-    assert shares == pytest.approx([1, np.sqrt(1 / 2), 1 / 3, 1 / 3])
+    assert shares == pytest.approx([1, (1 / 2) ** (1 / 3), (44 / 396) ** (1 / 3), 1 / 3])
     trial, lengths = drawn(network(), noise=0.05), lengths_for(396)
     one, other = decided(trial, lengths), decided(trial, lengths, is_rate=False)
-    assert one.value == pytest.approx(other.value / 3) and "suits a run of 396" in one.reason
+    share = lengths.horizon_share
+    assert one.value == pytest.approx(other.value * share) and "suits a run of 396" in one.reason
+    assert one.interval.lowest == pytest.approx(other.interval.lowest * share)
     assert other.value == decided(trial, SMALL).value
-    assert one.value in [candidate.value for candidate in one.candidates], "it was measured too"
 
 
 def loss_of_end(curve):
@@ -119,7 +120,6 @@ def test_the_race_finds_the_best_value_of_a_made_up_network(lengths, best):
     found = decided(drawn(network(best), noise=0.1), lengths)
     assert found.value is not None, found.reason
     assert best / 2.5 <= found.value <= best * 2.5
-    assert found.value in [candidate.value for candidate in found.candidates]
 
 
 @pytest.mark.parametrize("lengths", [LARGE, SMALL], ids=["large", "small"])
@@ -171,51 +171,23 @@ def stuck_at_the_floor(value, seed):
     return 0.693 if value < 1e-4 else 0.325
 
 
-def edges_apart(value, seed):
-    return network(best=0.05 * 10.0**seed / 10)(value, seed)
-
-
 @pytest.mark.parametrize(
     "loss_at, baselines, said",
     [
-        (lambda value, seed: 2.3, BASELINES, "never falls clearly below its start"),
+        (lambda value, seed: 2.3, BASELINES, "no candidate ends clearly below 2.3 nats"),
         (stuck_at_the_floor, BaselineLosses(0.325, 0.325), "the baseline loss of 0.325 nats"),
         (network(best=30.0, edge=1e9), BASELINES, "try a larger to="),
-        (edges_apart, BASELINES, "the seeds' edges differ"),
     ],
-    ids=["constant", "stuck at the floor", "edge outside", "seeds apart"],
+    ids=["constant", "stuck at the floor", "edge outside"],
 )
 @pytest.mark.parametrize("noise", [0.0, 0.02])
 def test_no_reliable_suggestion_and_why(loss_at, baselines, said, noise):
-    asked = []
-
-    def trial(seed, values, purpose):
-        asked.append(purpose)
-        return drawn(loss_at, noise, rate=0.4)(seed, values, purpose)
-
-    found = decided(trial, baselines=baselines)
+    found = decided(drawn(loss_at, noise, rate=0.4), baselines=baselines)
     assert (
         found.value is None
         and found.reason.startswith("no reliable suggestion: ")
         and said in found.reason
     )
-    assert "race" not in asked and asked.count("ramp") == 3, "what cannot be read is not raced"
-
-
-def test_a_race_against_all_rules_is_not_believed():
-    """The ramp falls around 0.05, the race is won at 1e-5."""
-
-    def trial(seed, values, purpose):
-        return drawn(
-            network(1e-5, width=2.0) if purpose == "race" else network(0.05), noise=0.02, rate=0.3
-        )(seed, values, purpose)
-
-    found = decided(trial, replace(LARGE, num_candidates=12))
-    assert (
-        found.value is None
-        and "the rules disagree more than 3-fold with the candidate trials" in found.reason
-    )
-    assert found.stable and found.candidates
 
 
 @pytest.mark.parametrize("lengths", [LARGE, SMALL], ids=["large", "small"])
@@ -238,14 +210,15 @@ def test_never_more_steps_than_said_before(num_run_steps, num_seeds):
         taken.append(len(values))
         return drawn(network(), noise=0.1)(seed, values, purpose)
 
-    found = decided(trial, lengths, seeds=tuple(range(num_seeds)))
+    seeds = tuple(range(num_seeds + lengths.num_more_seeds))
+    found = decided(trial, lengths, seeds=seeds)
     assert sum(taken) <= lengths.most_steps
     assert len(found.curves) == len(taken)
 
 
 def test_large_data_take_200_steps_a_ramp_and_small_ones_no_more_than_a_run_or_so():
     assert LARGE.num_ramp_steps == 200 and LARGE.num_seeds == 3
-    assert SMALL.most_steps < 1.25 * 396
+    assert SMALL.most_steps < 2.5 * 396
     assert lengths_for(396, 3, 100).num_ramp_steps == 100
 
 
@@ -279,25 +252,136 @@ def test_a_ladder_has_two_rungs_to_a_factor_of_three_and_even_ones_on_an_even_ra
     ) and not even.has(17)
 
 
-def test_the_race_repeats_near_candidates_on_other_seeds_and_takes_the_smaller_where_seeds_disagree():
-    """Seed 0 ends a little lower with 0.12, the others with 0.07."""
+def parabola(centre, scatter=(0.0, 0.0, 0.0), bend=0.3):
+    """A ramp that falls around 0.05; candidates end on a parabola in the log of the value, whose
+    lowest point each seed has elsewhere by a factor 3 ** scatter.
+    """
 
     def trial(seed, values, purpose):
         curve = drawn(network(), noise=0.02)(seed, values, purpose)
         if purpose != "race":
             return curve
-        place = np.log10(max(values) / 0.07)
-        end = 1.0 + 0.05 * place**2 + (-0.02 if seed == 0 else 0.02) * place
-        return replace(curve, held_out=(curve.held_out[0][-1:], np.array([end])))
+        place = np.log(max(values) / centre) / np.log(3) - scatter[seed]
+        return replace(curve, held_out=(curve.held_out[0][-1:], np.array([1 + bend * place**2])))
 
-    found = decided(trial, SMALL)
-    raced_twice = [candidate for candidate in found.candidates if len(candidate.losses) > 1]
-    assert [candidate.value for candidate in raced_twice] == pytest.approx([10 / 3**4.5, 10 / 3**4])
-    assert (
-        raced_twice[0].losses[0] > raced_twice[1].losses[0]
-        and raced_twice[0].losses[1] < raced_twice[1].losses[1]
-    )
-    assert found.value == raced_twice[0].value
+    return trial
+
+
+@pytest.mark.parametrize("centre", [0.02, 0.03, 0.0411, 0.0413, 0.06, 0.071, 0.0712, 0.0714])
+def test_the_answer_is_the_parabolas_lowest_point_wherever_it_lies_between_candidates(centre):
+    """A tie between two candidates, at 0.0713, is settled in their middle and not by a factor 3."""
+    found = decided(parabola(centre), SMALL)
+    assert found.value == pytest.approx(centre, rel=0.05), found.reason
+
+
+def test_rounding_moves_the_answer_no_further_than_itself():
+    """Other threads sum in another order: a loss that is off by a thousandth."""
+    calm = parabola(0.0713)
+
+    def rounded(seed, values, purpose):
+        curve = calm(seed, values, purpose)
+        draws = np.random.default_rng([seed, int(1e6 * max(values))])
+        steps, losses = curve.held_out
+        return replace(curve, held_out=(steps, losses * (1 + 1e-3 * draws.standard_normal())))
+
+    assert decided(rounded, SMALL).value == pytest.approx(decided(calm, SMALL).value, rel=0.02)
+
+
+def test_the_winner_and_its_neighbours_are_tried_on_every_seed_and_the_mean_decides():
+    """Alone the seeds have 0.049, 0.07 and 0.1."""
+    found = decided(parabola(0.07, scatter=(-1 / 3, 0.0, 1 / 3)), SMALL)
+    on_all = [one for one in found.candidates if len(one.losses) == 3]
+    assert len(on_all) >= 3 and all(len(one.losses) in (1, 3) for one in found.candidates)
+    assert found.value == pytest.approx(0.07, rel=0.02)
+    assert found.interval.lowest == pytest.approx(0.07 / 3 ** (1 / 3), rel=0.02)
+    assert found.interval.highest == pytest.approx(0.07 * 3 ** (1 / 3), rel=0.02)
+    assert found.interval.num_seeds == 3
+
+
+def test_where_other_seeds_move_the_winner_its_new_neighbour_is_tried_too():
+    found = decided(parabola(0.04, scatter=(-0.45, 0.3, 0.3)), SMALL)
+    best = min((one for one in found.candidates if len(one.losses) == 3), key=lambda one: one.mean)
+    assert best.value == pytest.approx(10 / 3**5)
+    assert found.value == pytest.approx(0.04 * 3**0.05, rel=0.05), found.reason
+
+
+def test_seeds_that_disagree_give_no_suggestion_and_say_how_far_they_do():
+    found = decided(parabola(0.04, scatter=(0.0, -1.0, 0.9)), SMALL)
+    assert found.value is None and "no reliable suggestion: the seeds disagree" in found.reason
+    assert found.interval.highest > 3 * found.interval.lowest
+    assert f"{found.interval.lowest:.3g} to {found.interval.highest:.3g}" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("scatter", "num_seeds"),
+    [
+        ((0.1, 0.0, -0.1, 0.0, 0.0), 3),
+        ((0.3, 0.0, -0.2, 0.05, 0.05), 4),
+        ((0.3, 0.0, -0.3, 0.3, -0.2), 5),
+    ],
+)
+def test_seeds_that_do_not_agree_well_are_joined_by_others(scatter, num_seeds):
+    """Three agree; three leave the mean uncertain by a fifth of a step, and it takes one more or
+    two.
+    """
+    found = decided(parabola(0.05, scatter), SMALL, seeds=range(5))
+    assert found.interval.num_seeds == num_seeds
+    expected = 0.05 * 3 ** np.mean(scatter[:num_seeds])
+    assert found.value == pytest.approx(expected, rel=0.02), found.reason
+    assert len({curve.seed for curve in found.curves if curve.purpose == "ramp"}) == 2
+
+
+def test_edges_of_seeds_that_lie_apart_only_widen_where_candidates_start():
+    def edges(seed, values, purpose):
+        apart = network(best=0.05 * 10.0**seed / 10)
+        return drawn(apart if purpose == "ramp" else network(0.05), 0.02, 0.4)(
+            seed, values, purpose
+        )
+
+    found = decided(edges)
+    assert found.edge.highest > 10 * found.edge.lowest
+    assert found.value is not None and 0.05 / 2.5 < found.value < 0.05 * 2.5, found.reason
+
+
+@pytest.mark.parametrize("lengths", [LARGE, SMALL], ids=["large", "small"])
+def test_beside_a_cliff_the_answer_lies_below_the_candidate_that_stands_on_its_edge(lengths):
+    """All that is above 0.05 diverges; below it the loss falls steadily."""
+
+    def trial(seed, values, purpose):
+        curve = drawn(network(0.05), 0.02)(seed, values, purpose)
+        steps, _ = curve.held_out
+        end = 1.0 - 0.2 * np.log10(max(values))
+        is_over = max(values) > 0.05
+        return (
+            replace(curve, held_out=(steps, np.full(len(steps), end)), ended="diverged")
+            if is_over and purpose == "race"
+            else replace(curve, held_out=(steps[-1:], np.array([end])))
+            if purpose == "race"
+            else curve
+        )
+
+    found = decided(trial, lengths)
+    assert found.value is not None, found.reason
+    assert 10 / 3**5.5 < found.value < 10 / 3**5, "half a step below 0.0412 at most"
+
+
+def test_the_reason_says_what_the_table_says():
+    found = decided(parabola(0.06, scatter=(-0.2, 0.0, 0.2)), SMALL)
+    on_all = {one.value: one.mean for one in found.candidates if len(one.losses) == 3}
+    best = min(on_all, key=on_all.get)
+    assert f"of {len(on_all)} candidates trained for 44 steps on 3 seeds" in found.reason
+    assert f"{best:.3g} ends lowest in the mean at {on_all[best]:.4f}" in found.reason
+    for factor in (1 / 3, 3):
+        value = next(value for value in on_all if value == pytest.approx(best * factor))
+        assert f"{value:.3g} at {on_all[value]:.4f}" in found.reason
+    assert f"lowest at {found.value:.3g}" in found.reason
+    assert f"{found.interval.lowest:.3g} to {found.interval.highest:.3g}" in found.reason
+
+
+def test_one_seed_has_an_answer_and_no_interval_is_claimed():
+    found = decided(parabola(0.06), SMALL, seeds=(0,))
+    assert found.value == pytest.approx(0.06, rel=0.05) and found.interval.num_seeds == 1
+    assert "seed" not in found.reason
 
 
 def test_probes_find_nothing_unstable_where_nothing_is():
@@ -329,36 +413,4 @@ def test_no_trial_leaves_the_ramps_own_range(values):
 
 def test_lengths_count_every_trial():
     lengths = Lengths(3, 50, 4, 20, 5, 2, 60)
-    assert lengths.most_steps == 3 * 50 + 4 * 20 + 7 * 60
-
-
-@pytest.mark.parametrize(
-    ("num_run_steps", "won_at", "is_believed"),
-    [(0, 0.1, False), (100_000, 0.1, True), (0, 0.002, True), (100_000, 0.002, False)],
-    ids=[
-        "too high",
-        "too high, a third of it is not",
-        "high enough",
-        "high enough, a third of it is not",
-    ],
-)
-def test_the_rules_judge_what_is_recommended_not_what_won_the_race(
-    num_run_steps, won_at, is_believed
-):
-    """The ramp falls around 0.02. A third of what wins the race is for a long run: that must agree
-    with the rules.
-    """
-
-    def trial(seed, values, purpose):
-        return drawn(
-            network(won_at, width=0.5, edge=1.0) if purpose == "race" else network(0.02),
-            noise=0.02,
-            rate=0.3,
-        )(seed, values, purpose)
-
-    found = decided(trial, replace(LARGE, num_candidates=12, num_run_steps=num_run_steps))
-    won = min(found.candidates, key=lambda one: one.losses[0]).value
-    low, high = min(rule.median for rule in found.rules.values()) / 3, found.edge.median / 2
-    assert (won > high, won < low, won / 3 < low) == (won_at == 0.1, False, won_at < 0.1)
-    share = 1 / 3 if num_run_steps else 1
-    assert found.value == (pytest.approx(won * share) if is_believed else None), found.reason
+    assert lengths.most_steps == 2 * 50 + 4 * 20 + 7 * 60

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -55,6 +56,10 @@ def test_the_suggestion_is_json_with_what_it_holds_for_and_how_to_use_it(written
     facts = json.loads((written.folder / "suggestion.json").read_text())
     suggestion = written.suggestion
     assert facts["value"] == suggestion.value and facts["reason"] == suggestion.reason
+    assert facts["interval"] == asdict(suggestion.interval)
+    assert [one["mean"] for one in facts["candidates"]] == [
+        one.mean for one in suggestion.candidates
+    ]
     assert facts["command"] == written.command and "set=" in facts["command"]
     assert (facts["scalar"], facts["batch_images"], facts["model"], facts["recipe"]) == (
         "lr.peak",
@@ -76,7 +81,7 @@ def test_tensorboard_has_the_curves_and_the_picture_once_even_where_it_is_writte
     ramp = written.suggestion.curves[0]
     points = [event.value for event in board.Scalars("ramp_00_s0/loss_nats")]
     assert points == pytest.approx(ramp.losses, rel=1e-6)
-    assert len(board.Images("curve")) == 1
+    assert len(board.Images("view/curve")) == 1
 
 
 def test_a_trial_reads_back_bit_for_bit_and_only_for_the_same_values(tmp_path):

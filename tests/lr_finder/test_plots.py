@@ -4,6 +4,7 @@ found.
 
 import io
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from PIL import Image
 
 from support.found import found_of
 from support.range_trials import drawn, network
-from trainer.lr_finder.plots import WIDTH_PX, draw, marks
+from trainer.lr_finder.plots import WIDTH_PX, LossAxis, draw, marks
 from trainer.lr_finder.rules import BaselineLosses
 
 # where the marked values lie: apart, next to each other, on top of each other, at the ends of the
@@ -102,6 +103,39 @@ def test_it_says_what_was_found_and_marks_it_in_every_panel(drawing):
         ]
         for marked in marks(found).values():
             assert marked in lines
+
+
+def test_the_median_is_drawn_as_measured_far_above_the_start_and_the_cut_is_marked():
+    """The two ramps end at 30 and 40 nats, their median at 35, within the axis."""
+
+    def trial(seed, values, purpose):
+        curve = drawn(network(best=0.05), 0.02)(seed, values, purpose)
+        losses = curve.losses.copy()
+        losses[-5:] = 30 + 10 * seed
+        return replace(curve, losses=losses)
+
+    found = found_of(trial, curve="train")
+    figure = draw(found)
+    panel = figure.axes[0]
+    (median,) = [
+        line for line in panel.lines if line.get_linewidth() == 2.4 and len(line.get_xdata()) > 2
+    ]
+    assert list(median.get_ydata()[-5:]) == [35] * 5 and panel.get_ylim()[1] > 35
+    axis = LossAxis.of([median.get_ydata()])
+    losses = np.array([0.5, 1.0, 2.0, 2.5, 5.0, 40.0])
+    assert axis.loss_at(axis.place(losses)) == pytest.approx(losses)
+    assert (
+        axis.is_broken and 2.3 < axis.cut < 3.5 and 0 < axis.place(1.0) < 0.7 < axis.place(40) < 1
+    )
+    linear = [axis.place(loss + 0.1) - axis.place(loss) for loss in (0.6, 1.0, 2.0)]
+    assert linear == pytest.approx([linear[0]] * 3), "the valley keeps its shape"
+    shown = " ".join(text.get_text() for text in figure.findobj(Text))
+    assert "logarithmic" in shown and "rules count" in shown
+
+
+def test_a_curve_that_never_explodes_has_a_plain_axis():
+    axis = LossAxis.of([np.linspace(2.0, 1.0, 30)])
+    assert not axis.is_broken and axis.place(axis.top) == 1 and axis.place(axis.low) == 0
 
 
 def test_seeds_are_thin_and_their_median_is_thick(drawing):

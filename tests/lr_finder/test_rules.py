@@ -8,17 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.lr_finder.rules import (
-    RULES,
     BaselineLosses,
     Curve,
-    Reading,
-    disagreement,
     read,
     series,
     smoothed,
     smoothing_for,
     spread,
-    trouble,
     without_spikes,
 )
 
@@ -223,51 +219,6 @@ def test_a_spread_is_of_the_seeds_that_found_a_value(found, num_nothing):
     else:
         assert (made.lowest, made.highest, made.num_seeds) == (min(found), max(found), len(found))
         assert made.median == pytest.approx(np.median(found))
-
-
-def reading_of(edge=1.0, reason="", **rules):
-    values = {
-        "steepest": 0.05,
-        "valley": 0.1,
-        "minimum / 10": 0.05,
-        "edge / 10": edge / 10 if edge else None,
-    }
-    return Reading(
-        dict.fromkeys(RULES) if reason else values | rules, None if reason else edge, reason
-    )
-
-
-@pytest.mark.parametrize(
-    "readings, said",
-    [
-        ([reading_of()] * 3, ""),
-        ([reading_of(), reading_of(), reading_of(reason="flat")], ""),
-        ([reading_of(), reading_of(reason="flat"), reading_of(reason="flat")], "flat"),
-        ([reading_of(edge=None)] * 3, "larger to="),
-        (
-            [reading_of(1.0), reading_of(1.5), reading_of(10.0)],
-            "edges differ 10-fold, from 1 to 10",
-        ),
-        ([reading_of(1.0), reading_of(2.0), reading_of(2.9)], ""),
-    ],
-)
-def test_what_the_seeds_must_agree_on(readings, said):
-    found = trouble(readings)
-    assert said in found if said else not found
-
-
-def test_a_measured_value_lies_within_what_the_rules_span():
-    rules = {
-        "steepest": spread([0.01]),
-        "valley": spread([0.02]),
-        "minimum / 10": None,
-        "edge / 10": spread([0.2]),
-    }
-    for value in (0.0034, 0.03, 0.59):
-        assert not disagreement(value, rules, 1.0)
-    for value in (0.0033, 0.61):
-        assert "the rules disagree more than 3-fold" in disagreement(value, rules, 1.0)
-    assert not disagreement(0.61, rules, 2.0), "below half the edge"
 
 
 def test_the_strength_of_the_smoothing_grows_with_the_curve():

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from trainer.base.component import Component, Positive, StrictModel
-from trainer.base.errors import ConfigError
+from trainer.base.errors import ConfigError, OverrideError
 from trainer.models.spec import Pretrained
 from trainer.recipe.load import load_yaml, parse, parse_recipe
+from trainer.recipe.overrides import overrides_of
 from trainer.recipe.profiles import Profile
 from trainer.recipe.schema import Recipe
 from trainer.recipe.shipped import find_recipe
@@ -86,9 +87,9 @@ def test_a_page_becomes_typed_values_with_lines():
 @pytest.mark.parametrize(
     ("value", "found", "remedy"),
     [
-        ("5e-3", "5e-3 is text", "write 0.005"),
-        ("1.5e3", "1.5e3 is text", "write 1500.0"),
         ("-.5e3", "text", "write -500.0"),
+        ("1e400", "1e400 is no finite number", "write one"),
+        ("'5e-3'", "weight is '5e-3'", "write a number"),
         ("08", "08 is text", "write 8"),
         ("08_", "weight is '08_'", "write a number"),
         ("no", "'no' is read as false", "write false"),
@@ -258,10 +259,19 @@ def test_nesting_has_an_end():
     assert error.line == 20 and "20 deep" in error.found
 
 
-def test_the_command_line_reads_bare_exponents_and_no_words():
-    assert parse("5e-3", "set", reads_bare_exponents=True)[0] == 0.005
-    with pytest.raises(ConfigError, match="write false"):
-        parse("no", "set", reads_bare_exponents=True)
+@pytest.mark.parametrize("text", ["5e-3", "1e-05", "1E5", "1.5e3", "2e+4", "6.0e-3"])
+def test_an_exponent_makes_a_number_in_a_file_as_in_an_override(text):
+    """Text in YAML 1.1 without a point and a sign; a number in 1.2, to Python and to a reader."""
+    basket, _ = parse_recipe(BASKET.replace("weight: 1.5", f"weight: {text}"), "page", Basket)
+    assert basket.weight == float(text)
+    assert overrides_of(f"weight={text}") == {"weight": float(text)}
+
+
+@pytest.mark.parametrize("text", ["no", "1:30", "08", "010", "1_000"])
+def test_what_misleads_in_a_file_is_refused_in_an_override(text):
+    refusal(BASKET.replace("weight: 1.5", f"weight: {text}"))
+    with pytest.raises(OverrideError):
+        overrides_of(f"weight={text}")
 
 
 def test_files_that_are_no_pages_are_refused(tmp_path, monkeypatch):

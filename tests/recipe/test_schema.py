@@ -8,7 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.base import provenance
+from trainer.base.component import registered, tag_of
 from trainer.base.errors import ConfigError, OverrideError, UserError
+from trainer.components.losses import Loss
+from trainer.components.mixing import Mixing
+from trainer.components.optimizers import Optimizer
+from trainer.components.schedules import Schedule
 from trainer.recipe import check, shipped, tree
 from trainer.recipe.load import parse_recipe
 from trainer.recipe.schema import Deviation, Recipe, apply_overrides, load_recipe, open_recipe
@@ -391,3 +396,27 @@ def test_a_written_recipe_reads_back(tmp_path):
 def test_any_text_is_written_so_that_it_reads_back(text):
     page = check.check(Recipe, {**tree.plain(A2), "title": text})
     assert parse_recipe(page.to_yaml(), "page", Recipe)[0].title == text
+
+
+SINGLE = {"loss": Loss, "optimizer": Optimizer, "lr.schedule": Schedule, "mix": Mixing}
+NAMED = [(label, tag_of(one)) for label, kind in SINGLE.items() for one in registered(kind)]
+
+
+@pytest.mark.parametrize(
+    ("label", "name"), [*NAMED, ("average", "ema"), ("model.norm", "group_norm")]
+)
+def test_an_example_of_what_is_missing_can_be_copied(label, name):
+    """Whoever names a component gets the rest of it in one piece that is accepted as printed."""
+    recipe = load_recipe(find_recipe("A3.v1")).for_model("resnet50")
+    try:
+        apply_overrides(recipe, f"{label}.name={name}")
+    except OverrideError as error:
+        if error.kind not in ("missing", "off"):
+            return
+        [printed] = re.findall(r'set="([^"]*)"', str(error))
+        try:
+            found, _ = apply_overrides(recipe, printed)
+        except OverrideError as later:  # one that needs something elsewhere in the recipe
+            assert later.kind in ("conflict", "value_error"), later
+        else:
+            assert check.value_at(tree.plain(found), tuple(label.split(".")))["name"] == name

@@ -8,12 +8,12 @@ import hashlib
 import itertools
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from support.committed import committed_root
 from support.reported import HOSTILE, HOSTILE_NOTES, Page, curves_of, hostile, study
 from support.tabled import cell, table_of
 from trainer.ablation.spec import ablation_paths
@@ -37,7 +37,7 @@ from trainer.report.tables import METRICS
 from trainer.report.view import make_view
 from trainer.runs.results import store_row
 
-ROOT = Path(__file__).parents[2]
+RESULTS = committed_root() / "results"
 
 
 @pytest.fixture(scope="module")
@@ -267,17 +267,15 @@ def test_the_report_is_stored_beside_the_rows_and_renders_again_from_them_alone(
     assert not (tmp_path / "none").exists()
 
 
-REPORTS = [
-    path.stem for path in ablation_paths() if (ROOT / "results" / f"{path.stem}.html").exists()
-]
+REPORTS = [path.stem for path in ablation_paths() if (RESULTS / f"{path.stem}.html").exists()]
 
 
 @pytest.mark.parametrize("name", REPORTS)
 def test_the_committed_reports_are_what_their_rows_render(name, tmp_path):
     """Without run folders and data sets, as on a fresh clone."""
-    table = open_table(name, ROOT / "results", tmp_path, METRICS["top1"])
-    found = as_html(table, find_curves(ROOT / "results", table))
-    assert (ROOT / "results" / f"{name}.html").read_text() == found, f"make table ablation={name}"
+    table = open_table(name, RESULTS, tmp_path, METRICS["top1"])
+    found = as_html(table, find_curves(RESULTS, table))
+    assert (RESULTS / f"{name}.html").read_text() == found, f"make table ablation={name}"
 
 
 # ---- what stands in its tables

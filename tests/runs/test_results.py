@@ -1,13 +1,13 @@
 """The store: written once, read back whole, damage named."""
 
 import json
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from support.committed import ROOT, committed_root
 from support.rows import ROW
 from trainer.recipe.schema import load_recipe
 from trainer.recipe.shipped import find_recipe
@@ -61,7 +61,7 @@ def test_a_row_with_an_unknown_key_is_refused(tmp_path):
         read_row(tmp_path, ROW.run)
 
 
-RESULTS = Path(__file__).parents[2] / "results"
+RESULTS = committed_root() / "results"
 STORED = sorted(RESULTS.rglob("rows/*.json"))
 
 
@@ -74,9 +74,7 @@ def test_a_page_that_a_stored_row_cites_is_frozen(path):
 
 
 def test_every_stored_row_is_told_of_with_its_score():
-    told = "".join(
-        page.read_text() for page in [RESULTS.parent / "README.md", *RESULTS.glob("*.md")]
-    )
+    told = "".join(page.read_text() for page in [ROOT / "README.md", *RESULTS.glob("*.md")])
     assert len(STORED) >= 2
     for path in STORED:
         top1_pct = read_row(path.parent.parent, path.stem).top1_pct

@@ -5,11 +5,13 @@ import io
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from support.rows import ROW
 from trainer.base.settings import make_settings
+from trainer.data.profile import majority_pct
 from trainer.runs import summary
 from trainer.runs.job import Job, plan_of
 
@@ -49,3 +51,37 @@ def test_a_finished_run_names_the_command_that_shows_its_curves(tmp_path):
     line = next(line for line in out.file.getvalue().splitlines() if line.startswith("curves"))
     program, *words = shlex.split(line)[1:]
     assert words[-2:] == ["--logdir", str(tmp_path / "my runs")] and Path(program).exists()
+
+
+def test_a_tag_that_means_weights_in_timm_is_said_to_load_none():
+    def said(model: str, overrides: str = "") -> str:
+        out = Console(file=io.StringIO(), width=300)
+        summary.plan_in_brief(
+            out,
+            plan_of(Job("A3", model, overrides=overrides)),
+            make_settings("cpu", workers="0"),
+        )
+        return out.file.getvalue()
+
+    assert "a1_in1k" in said("resnet18.a1_in1k") and "random" in said("resnet18.a1_in1k")
+    assert "model.pretrained=" in said("resnet18.a1_in1k")
+    assert "random weights" not in said("resnet18")
+
+
+@pytest.mark.parametrize(("num_classes", "shows_top5"), [(5, False), (6, True)])
+def test_the_result_has_the_majority_class_and_top_5_only_where_it_says_something(
+    num_classes, shows_top5
+):
+    out = Console(file=io.StringIO(), width=300)
+    plan = plan_of(Job("A3", "resnet18"))
+    profile = plan.profile.model_copy(update={"num_classes": num_classes})
+    row = ROW.model_copy(update={"majority_pct": 31.25})
+    settings = make_settings("cpu", workers="0")
+    summary.row(out, row, settings, dataclasses.replace(plan, profile=profile))
+    assert "majority class 31.2" in out.file.getvalue()
+    assert ("top-5" in out.file.getvalue()) == shows_top5
+
+
+def test_the_majority_class_is_trainings_scored_on_val():
+    train, val = np.array([0, 1, 1, 2]), np.array([0, 0, 0, 1, 2])
+    assert majority_pct(train, val) == 20

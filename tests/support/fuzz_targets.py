@@ -98,7 +98,7 @@ def values(mutate: Mutator, folder: Path):
         text = mutate.text(
             mutate.chosen(("{a: 1, b: [x, y]}", "a: 1\nb:\n  - x\n  - {c: 2.5}\n", "5e-3", "'x'"))
         )
-        yield lambda: parse(text, "set", reads_bare_exponents=True)
+        yield lambda: parse(text, "set")
 
 
 def rows(mutate: Mutator, folder: Path):

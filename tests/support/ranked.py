@@ -26,7 +26,7 @@ from trainer.data import transforms as prepare
 from trainer.data.dataset import open_data
 from trainer.distributed import rendezvous
 from trainer.distributed.communicator import alone, meet
-from trainer.distributed.env import Place
+from trainer.distributed.env import Place, rank_device
 from trainer.engine import train
 from trainer.engine.evaluate import evaluate
 from trainer.engine.state import TrainingState
@@ -61,10 +61,16 @@ class Ended:
 
 
 def end_of(
-    function, num_ranks: int, *given, come=None, come_s: float = 20, timeout_s: float = 90
+    function,
+    num_ranks: int,
+    *given,
+    come=None,
+    come_s: float = 20,
+    timeout_s: float = 90,
+    device="cpu",
 ) -> list[Ended]:
     """function(ranks, *given) on each of the ranks at once. come: only these ranks come; come_s:
-    how long they wait.
+    how long they wait. device: "cuda" gives each a GPU.
     """
     path = os.environ.get("PYTHONPATH", "")
     os.environ["PYTHONPATH"] = os.pathsep.join(
@@ -73,7 +79,7 @@ def end_of(
     with tempfile.TemporaryDirectory() as folder:
         ranks = [place for place in places(num_ranks) if come is None or place.rank in come]
         running = [
-            _CONTEXT.Process(target=_rank, args=(function, place, given, folder, come_s))
+            _CONTEXT.Process(target=_rank, args=(function, place, given, folder, come_s, device))
             for place in ranks
         ]
         for process in running:
@@ -90,22 +96,22 @@ def end_of(
         ]
 
 
-def on_ranks(function, num_ranks: int, *given) -> list:
+def on_ranks(function, num_ranks: int, *given, device="cpu") -> list:
     """What function(ranks, *given) gives on each rank; with one, here, without any others."""
     if num_ranks == 1:
         return [function(alone(), *given)]
-    ended = end_of(function, num_ranks, *given)
+    ended = end_of(function, num_ranks, *given, device=device)
     assert all(rank.code == 0 for rank in ended), [(rank.code, rank.text) for rank in ended]
     return [rank.value for rank in ended]
 
 
-def _rank(function, place: Place, given: tuple, folder: str, come_s: float) -> None:
+def _rank(function, place: Place, given: tuple, folder: str, come_s: float, device: str) -> None:
     torch.set_num_threads(1)
     rendezvous.COME_S = come_s
     with open(Path(folder) / f"{place.rank}.txt", "ab", buffering=0) as file:
         for number in (1, 2):
             os.dup2(file.fileno(), number)
-    with meet(place, "cpu", lambda line: print(line, flush=True)) as ranks:
+    with meet(place, rank_device(device, place), lambda line: print(line, flush=True)) as ranks:
         value = function(ranks, *given)
         torch.save(value, Path(folder) / f"{place.rank}.pt")
     sys.exit(0)

@@ -313,7 +313,7 @@ def test_on_a_gpu_the_loader_by_itself_is_not_measured_after_it(words, has_loade
     assert ("bench_loader.py" in done.stdout) == has_loader
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu_stub
 def test_on_a_gpu_memory_and_the_transfer_are_measured(folder):
     plan = plan_of(Job("A2", "test_resnet", str(folder), None, 0, SMALL))
     facts, found = bench_run(

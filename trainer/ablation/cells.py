@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer.base.commands import command as command_line
 from trainer.base.errors import OverrideError, PlanError
 from trainer.recipe.overrides import overrides_of
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:  # tables know cells without torch; only plans need it
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _READ_AS_ANOTHER = ("true", "false", "null", "yes", "no", "on", "off", "y", "n")
 _BRACKETS = {ord(mark): f"\\u{ord(mark):04x}" for mark in "[]{}"}
-_SAFE_IN_DOUBLE_QUOTES = re.compile(r'[^"$`\\!\n]*')
 
 
 @dataclass(frozen=True)
@@ -130,13 +130,4 @@ def command(cell: Cell, seed: int) -> str:
         "seed": str(seed),
         "set": cell.overrides,
     }
-    return " ".join(
-        ["make", *(f"{name}={_quoted(value)}" for name, value in words.items() if value)]
-    )
-
-
-def _quoted(text: str) -> str:
-    """Quoted for a shell: in double quotes, easier to read, where they leave the text literal."""
-    if shlex.quote(text) == text:
-        return text
-    return f'"{text}"' if _SAFE_IN_DOUBLE_QUOTES.fullmatch(text) else shlex.quote(text)
+    return command_line(**words)

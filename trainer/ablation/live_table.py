@@ -27,6 +27,7 @@ from trainer.ablation.runner import (
     WAITING,
     RunStatus,
 )
+from trainer.base.commands import command
 from trainer.base.disk import UnfitFile, open_regular
 from trainer.base.errors import printable
 from trainer.base.json_text import json_of
@@ -263,7 +264,7 @@ def closing_lines(statuses: Sequence[RunStatus], shared: Shared, ablation: str) 
     states = {status.state for status in statuses}
     if states & {FAILED, STOPPED, WAITING, ELSEWHERE}:
         lines.append(
-            f"rerun make ablate ablation={ablation} to resume; failed runs are tried again"
+            f"rerun {command('ablate', ablation=ablation)} to resume; failed runs are tried again"
         )
     return lines
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 # Keys and list positions from the top of a file's values to one of them: ("augment", 2, "area").
@@ -23,7 +23,8 @@ class UserError(ValueError):
 
     found: what was found. hint: what to do. path: of the value, where the error is about one. kind:
     a code for programs, such as `missing`. place: a file, or the option of the command line; line:
-    of the file, from 1. can_be_off: leaving the key out is a way out too.
+    of the file, from 1. can_be_off: leaving the key out is a way out too. fix:
+    overrides by label that would mend it.
     """
 
     def __init__(
@@ -36,8 +37,10 @@ class UserError(ValueError):
         place: str = "",
         line: int | None = None,
         can_be_off: bool = False,
+        fix: Mapping[str, Any] | None = None,
     ):
         super().__init__(found)
+        self.fix = fix or {}
         self.found, self.hint, self.path, self.kind = found, hint, path, kind
         self.place, self.line, self.can_be_off = place, line, can_be_off
 
@@ -51,7 +54,7 @@ class UserError(ValueError):
 
     def raised_as(self, error: type[Error], **changed: Any) -> Error:
         """The same error as one of another class, with some fields changed."""
-        fields = ("found", "hint", "path", "kind", "place", "line", "can_be_off")
+        fields = ("found", "hint", "path", "kind", "place", "line", "can_be_off", "fix")
         return error(**{name: getattr(self, name) for name in fields} | changed)
 
 

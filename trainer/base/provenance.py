@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+SHIPPED_ROOT = PACKAGE_ROOT  # of recipes/ and ablations/ in a source tree
 
 
 def shipped_folder(name: str) -> Path:
@@ -18,7 +19,7 @@ def shipped_folder(name: str) -> Path:
     installed wheel.
     """
     inside = Path(__file__).parents[1] / name
-    return inside if inside.is_dir() else PACKAGE_ROOT / name
+    return inside if inside.is_dir() else SHIPPED_ROOT / name
 
 
 def package_version(name: str) -> str:

@@ -35,9 +35,9 @@ HINTS = {
     "wd": 'set="optimizer.weight_decay={0}"',
     "weight_decay": 'set="optimizer.weight_decay={0}"',
     "momentum": 'set="optimizer.momentum={0}"',
-    "opt": 'set="optimizer={{name: {0}, ...}}", or a recipe that has it (rsb recipes)',
-    "optimizer": 'set="optimizer={{name: {0}, ...}}", or a recipe that has it (rsb recipes)',
-    "optim": 'set="optimizer={{name: {0}, ...}}", or a recipe that has it (rsb recipes)',
+    "opt": 'set="optimizer={{name: {0}, ...}}", or a recipe that has it (see recipes)',
+    "optimizer": 'set="optimizer={{name: {0}, ...}}", or a recipe that has it (see recipes)',
+    "optim": 'set="optimizer={{name: {0}, ...}}", or a recipe that has it (see recipes)',
     "loss": 'set="loss={{name: {0}}}"',
     "criterion": 'set="loss={{name: {0}}}"',
     "smoothing": 'set="smoothing={0}"',
@@ -169,7 +169,8 @@ data
   parity        loader equivalence: torch's loader against ffcv
 
 this machine and the suite itself
-  setup         create .venv (every target does by itself); ffcv=1 builds ffcv
+  setup         create .venv (every target does by itself); ffcv=1 builds ffcv;
+                torch=cpu index=<URL of CPU wheels>: without CUDA libraries
   doctor        diagnose this machine, with remedies
   bench         what each part of a run could do alone, what limits it
   matrix        one optimizer step of every recipe on every model family

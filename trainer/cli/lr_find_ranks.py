@@ -12,6 +12,7 @@ from trainer.base.exits import EXIT_DONE, EXIT_STOPPED
 from trainer.base.memory import keep_freed_memory
 from trainer.base.settings import check_writable
 from trainer.base.signals import Stopped, StopRequest
+from trainer.data.workers import Watch
 from trainer.distributed.communicator import Ranks, meet
 from trainer.distributed.env import find_place, rank_device
 from trainer.distributed.launch import asked_ranks, check_gpus, launch
@@ -20,6 +21,7 @@ from trainer.lr_finder.api import Request, run, set_up
 from trainer.recipe.plan import check_settings
 from trainer.runs import summary as show
 from trainer.runs.job import Job, plan_of
+from trainer.runs.run import ALONE_S
 from trainer.runs.start import say
 
 
@@ -69,7 +71,7 @@ def _find(
 ) -> int:
     out = show.console()
     out.quiet = not ranks.is_first
-    setup = set_up(job, request, machine, ranks)
+    setup = set_up(job, request, machine, ranks, out, stop)
     check_settings(setup.plan, setup.settings)
     if ranks.is_first:
         check_writable("runs", setup.settings.runs)
@@ -80,7 +82,8 @@ def _find(
     keep_freed_memory()
     with output.TerminalLog(out, setup.lengths.most_steps) as lines:
         try:
-            found = run(setup, log=lines, check=lambda: ranks.check(stop), ranks=ranks)
+            watch = Watch(lambda: stop.check(0.0 if ranks.is_alone else ALONE_S), say)
+            found = run(setup, True, lines, lambda: ranks.check(stop), ranks, watch)
         except Stopped as signal_name:
             out.print(
                 f"stopped by {signal_name} after {lines.num_trials} trials, which are kept; rerun"

@@ -10,7 +10,7 @@ from typing import Any
 from rich.text import Text
 
 from trainer.cli.plan_ablation import print_plan
-from trainer.data.profile import data_folder, find_profile, ignored_files
+from trainer.data.profile import data_folder, find_profile, folder_majority_pct, ignored_files
 from trainer.distributed.launch import asked_ranks
 from trainer.models.build import assemble
 from trainer.models.edit.replacement import Replacement
@@ -28,7 +28,9 @@ def plan(job: Job, gpus: int | None, procs: int | None) -> None:
     job = dataclasses.replace(job, world_size=asked_ranks(gpus, procs, "auto", None))
     planned, out = plan_of(job), summary.console()
     summary.plan_in_full(out, planned, *assemble(planned))
-    summary.ignored_lines(out, ignored_files(data_folder(job.data, job.data_dir)))
+    folder = data_folder(job.data, job.data_dir)
+    summary.majority_line(out, folder_majority_pct(folder))
+    summary.ignored_lines(out, ignored_files(folder))
 
 
 def plan_ablation(

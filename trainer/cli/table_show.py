@@ -12,6 +12,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from trainer.ablation.questions import open_question, shipped_ablations
+from trainer.base.commands import command
 from trainer.base.disk import write_atomically
 from trainer.base.errors import UserError, did_you_mean
 from trainer.base.plural import counted
@@ -86,7 +87,7 @@ def show_table(
     print_table(out, view)
     if view.is_whole and metric == "top1":
         paths = [*store_table(stores[0], view), *store_report(stores, table)]
-        print_stored(out, table, paths)
+        print_stored(out, ablation, paths)
         if paths and runs.is_dir():
             write_hparams(table, runs)
             out.print(f"curves and scores: {tensorboard_command(runs)}", markup=False)
@@ -177,9 +178,9 @@ def store_table(results: Path, view: View) -> list[Path]:
     return paths
 
 
-def print_stored(out: Console, table: Table, paths: list[Path]) -> None:
-    """The files written, or how to get a first row."""
-    line = f"no rows yet, nothing stored; run make ablate ablation={table.name}"
+def print_stored(out: Console, ablation: str, paths: list[Path]) -> None:
+    """The files written, or how to get a first row. ablation: as it was given."""
+    line = f"no rows yet, nothing stored; run {command('ablate', ablation=ablation)}"
     out.print(f"stored {', '.join(map(str, paths))}" if paths else line, markup=False)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -36,6 +36,7 @@ class WeightAverage(Component):
     adjusted: bool = False
     restarts_in_warmup: bool = False
     is_scored: bool = False
+    example: ClassVar[dict[str, Any]] = {"decay": 0.9999, "every_steps": 1}
 
     def scaled(self, num_steps: Change, batch_images: Change, epochs: Change) -> WeightAverage:
         """The average over the same share of a run of other length: an average over the

@@ -37,6 +37,9 @@ class LambOptimizer(torch.optim.Optimizer):
             groups,
             {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "fused": True},
         )
+        # torch's GradScaler then leaves a step to us that has an infinite gradient, in `found_inf`
+        # on the device: to leave it out itself it would wait for the device in every step.
+        self._step_supports_amp_scaling = True
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -63,6 +66,8 @@ class LambOptimizer(torch.optim.Optimizer):
             update_norms = norms(updates)
             has_ratio = (weight_norms > 0) & (update_norms > 0)
             ratios = torch.where(has_ratio, weight_norms / update_norms, group["weight_decay"])
+            if (found_inf := getattr(self, "found_inf", None)) is not None:
+                ratios = torch.where(found_inf > 0, 0.0, ratios)
             # torch has no public call over a list of tensors; its own optimizers stand on
             # torch._foreach_*
             torch._foreach_addcmul_(weights, updates, ratios.unbind(), value=-group["lr"])
@@ -82,6 +87,8 @@ class LambOptimizer(torch.optim.Optimizer):
             [],
             [state["step"] for state in states],
             fused=True,
+            grad_scale=getattr(self, "grad_scale", None),
+            found_inf=getattr(self, "found_inf", None),
             amsgrad=False,
             maximize=False,
             beta1=group["betas"][0],

@@ -89,6 +89,19 @@ class LearningRate(StrictModel):
             )
         return self
 
+    def without_warmup(self, length: str) -> dict[str, bool | None]:
+        """The overrides that turn the warm-up off, with all that is about it. length: the key of
+        its length.
+        """
+        keys = ("warmup_from", "warmup_ends_at_peak", "warmup_multiplies", "warmup_updated")
+        values = {key: getattr(self, key) for key in keys}
+        off = {
+            f"lr.{key}": False if value is True else None
+            for key, value in values.items()
+            if value is not None and value is not False
+        }
+        return {f"lr.{length}": None, **off}
+
     def num_warmup_steps(self, steps_per_epoch: int) -> int:
         """Optimizer steps of the warm-up, 0 without one."""
         return self.warmup_steps or (self.warmup_epochs or 0) * steps_per_epoch

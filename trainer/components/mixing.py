@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -67,24 +67,39 @@ class Mixing(Component):
         [0, 1).
         """
 
+    def num_blocks(self, num_images: int) -> int:
+        """Blocks of a unit that can be mixed apart, as on several ranks: image and partner where
+        they mix with one another, single images where a block needs the one before it.
+        """
+        return (num_images + 1) // 2 if self.partner == "reversed" else num_images
+
+    def rows(self, num_images: int, blocks: range) -> tuple[list[int], list[int]]:
+        """(further images, own images) of a unit's adjacent blocks, by their places in the unit:
+        mixed in this order, the own ones are as in the whole unit.
+        """
+        if self.partner == "reversed":
+            mirrored = {num_images - 1 - place for place in blocks}
+            return [], sorted(mirrored.union(blocks))
+        is_whole = len(blocks) in (0, num_images)
+        return [] if is_whole else [(blocks.start - 1) % num_images], list(blocks)
+
     def mixed(
         self,
         images: Tensor,
         targets: Tensor,
         seed: int,
         step: int,
-        units: Sequence[int],
+        units: Mapping[int, slice],
         image_px: int,
     ) -> tuple[Tensor, Tensor]:
-        """A micro-batch of whole units, each mixed by its own draw; those given are used up.
+        """A micro-batch of units, each mixed by its own draw; those given are used up.
 
-        units: their numbers in the step; of n, unit i holds every n-th image from the i-th on.
+        units: which images are a unit's, by its number in the step.
         """
-        for place, unit in enumerate(units):
+        for unit, own in units.items():
             mix = self.draw(seed, step, unit, image_px)
             if len(units) == 1:
                 return self.apply(images, targets, mix)
-            own = slice(place, None, len(units))
             images[own], targets[own] = self.apply(images[own], targets[own], mix)
         return images, targets
 

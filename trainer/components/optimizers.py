@@ -14,6 +14,7 @@ from trainer.base.component import Component, Positive
 from trainer.components import lamb, timm_optimizer
 from trainer.components.clipping import clip_adaptively, clip_gradients
 from trainer.components.sgd import DecoupledSgdOptimizer as _DecoupledSgd
+from trainer.components.sgd import with_whole_first_step
 from trainer.models.edit.replacement import is_norm
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -145,11 +146,10 @@ class Sgd(Optimizer):
         return _with_momentum(self)
 
     def build(self, groups: list[dict], lr: float) -> torch.optim.Optimizer:
-        return _resumable(
-            torch.optim.SGD(
-                groups, lr=lr, momentum=self.momentum, nesterov=self.nesterov, fused=True
-            )
+        optimizer = torch.optim.SGD(
+            groups, lr=lr, momentum=self.momentum, nesterov=self.nesterov, fused=True
         )
+        return _resumable(with_whole_first_step(optimizer))
 
 
 class DecoupledSgd(Optimizer):

@@ -5,6 +5,26 @@ from __future__ import annotations
 import torch
 
 
+def with_whole_first_step(optimizer: torch.optim.SGD) -> torch.optim.SGD:
+    """Under a GradScaler momentum starts at zero, which gives the same first step.
+
+    torch's fused kernel allocates it and, where the first step is infinite, leaves it as it lay in
+    memory; the second then adds to that.
+    """
+    optimizer.register_step_pre_hook(_start_momentum)
+    return optimizer
+
+
+def _start_momentum(optimizer: torch.optim.Optimizer, *_) -> None:
+    if getattr(optimizer, "found_inf", None) is None:  # no scaler, or one that decides by itself
+        return
+    for group in optimizer.param_groups:
+        for weight in group["params"] if group["momentum"] else ():
+            state = optimizer.state[weight]
+            if weight.grad is not None and state.get("momentum_buffer") is None:
+                state["momentum_buffer"] = torch.zeros_like(weight)
+
+
 class DecoupledSgdOptimizer(torch.optim.SGD):
     """torch's SGD on weights that first shrink by weight_decay * lr / initial_lr.
 
@@ -25,18 +45,24 @@ class DecoupledSgdOptimizer(torch.optim.SGD):
         ]
         groups = [{**group, "initial_lr": lr} for group in groups]
         super().__init__(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=True)
-        # A step that the scaler finds infinite must leave out the decay too: the scaler decides,
-        # not the fused kernel.
-        self._step_supports_amp_scaling = False
+        with_whole_first_step(self)
 
     @torch.no_grad()
     def step(self, closure=None):
-        """One optimizer step from the gradients; weights without one are left as they are."""
+        """One optimizer step from the gradients; weights without one are left as they are.
+
+        A step that torch's GradScaler finds infinite, in `found_inf` on the device, leaves out the
+        decay as well.
+        """
         assert closure is None, "DecoupledSgdOptimizer evaluates no loss"
+        found_inf = getattr(self, "found_inf", None)
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
             lost_share = group["decoupled_decay"] * group["lr"] / group["initial_lr"]
             if weights and lost_share:
+                kept_share = 1 - lost_share
+                if found_inf is not None:
+                    kept_share = torch.where(found_inf > 0, 1.0, kept_share)
                 # see lamb.py for torch._foreach_*
-                torch._foreach_mul_(weights, 1 - lost_share)
+                torch._foreach_mul_(weights, kept_share)
         super().step()

@@ -14,7 +14,7 @@ from rich.text import Text
 from trainer.base.terminal import readable
 from trainer.data.datasets.builtin import FolderSet, ImageSet
 from trainer.data.datasets.members import check_header, inspected
-from trainer.data.decode import BadImage, DataTrouble
+from trainer.data.decode import EXIF_ROTATED, BadImage, DataTrouble
 from trainer.data.duplicates import Looks, empty_looks, look_of, same_files, similar_pictures
 from trainer.data.evaluation import never_skipped
 from trainer.data.jpeg import DAMAGED
@@ -150,6 +150,16 @@ def report_table(report: DataReport, split: str) -> Table:
     for kind, paths in {"bad": report.bad, **report.odd}.items():
         table.add_row(kind, str(len(paths)), _named(paths))
     return table
+
+
+def rotated_note(*reports: DataReport) -> str:
+    """What a turned camera means for training; empty where no image has the mark of one."""
+    if not any(EXIF_ROTATED in report.odd for report in reports):
+        return ""
+    return (
+        f"{EXIF_ROTATED}: training and evaluation see these as they are stored, not turned as a"
+        " viewer shows them; turn the files themselves where up matters (exiftran -ai <files>)"
+    )
 
 
 def duplicates_table(found: dict[str, tuple[str, ...]]) -> Table:

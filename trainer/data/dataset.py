@@ -171,8 +171,7 @@ class OpenedData:
             fill=fill_of(plan.profile)
             if settings.device == "cpu" and settings.num_workers
             else None,
-            rank=ranks.rank,
-            num_ranks=ranks.world_size,
+            assigned=plan.assignment(ranks.rank, ranks.world_size),
         )
 
     def val_batches(

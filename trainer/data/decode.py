@@ -57,6 +57,7 @@ _PLAIN_MODES = (
     "HSV",
 )
 _EXIF_ORIENTATION = 0x0112
+EXIF_ROTATED = "EXIF-rotated"
 _ROTATED = range(2, 9)  # 1 is upright; no other value means anything
 _DARK_BELOW = 4096  # of 16-bit grey that holds nothing brighter: probably 12 bits, unscaled
 _NPY_MAGIC = b"\x93NUMPY"
@@ -221,7 +222,7 @@ def _odd_exif(image: Image.Image) -> list[str]:
         rotated = image.getexif().get(_EXIF_ORIENTATION) in _ROTATED
     except Exception:  # whatever PIL raises for damaged metadata: the pixels do not need them
         return ["malformed EXIF"]
-    return ["EXIF-rotated"] * rotated
+    return [EXIF_ROTATED] * rotated
 
 
 def check_header(path: Path, content: bytes, channels: int) -> None:

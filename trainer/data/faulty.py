@@ -46,7 +46,7 @@ class FaultyStream(TrainStream):
 
     def __getitem__(self, key: tuple[int, int]) -> MicroBatch | BadImage:
         step, micro_batch = key
-        if micro_batch == self.rank:  # this rank's first of the step
+        if micro_batch == self.assigned.group:  # this rank's first of the step
             time.sleep(
                 sum(
                     fault.seconds

@@ -26,6 +26,7 @@ from trainer.data.order import micro_batch_ids, window
 from trainer.data.parts import Parts, has_parts, in_micro_batches, part_keys
 from trainer.data.transforms import augmented
 from trainer.data.workers import Started, Watch, items_of, whole
+from trainer.recipe.assignment import WHOLE, Assignment
 from trainer.recipe.plan import num_micro_batches_in
 from trainer.recipe.sections import Growth
 
@@ -35,7 +36,7 @@ _IMAGES_AT_ONCE = 64
 
 
 class MicroBatch(NamedTuple):
-    """One statistics sample of a step, as it comes from the loader.
+    """One statistics sample of a step, or a part of it, as it comes from the loader.
 
     images: [b, C, px, px] uint8, cropped and flipped. labels: [b] int64. ids: [b, 3] int64 =
     (epoch, image, repeat). drawn: sampled parameters by name, [b, ...], of each augmentation of
@@ -43,7 +44,7 @@ class MicroBatch(NamedTuple):
     since the first is not augmented. shown: [b] int64, the images actually loaded: different from
     ids where an image replaces a bad one, whose draws it takes over. is_augmented: stage `pixels`
     is done and its parameters are dropped; with splits the images are [S * b, ...], see
-    `augmented`.
+    `augmented`. part, num_parts: of a micro-batch that several ranks share, see `PartRows`.
     """
 
     step: int
@@ -54,6 +55,8 @@ class MicroBatch(NamedTuple):
     drawn: tuple[dict[str, Tensor], ...]
     shown: Tensor
     is_augmented: bool = False
+    part: int = 0
+    num_parts: int = 1
 
     @property
     def num_replaced(self) -> int:
@@ -68,9 +71,8 @@ class TrainStream:
     repeats: 1 shows every image once an epoch. num_micro_batches: of a full step. bad_images:
     "fail" or "skip". growth: smaller images than train_px in early steps; the
     draws are the same. num_splits: 1 for none. fill: the fill color of stage `pixels`, if that is
-    done here; None leaves it to `inputs_of`. rank, num_ranks: this rank makes every num_ranks-th
-    micro-batch of a step from the rank-th on. shares_repeats: decode an image once for all its
-    repeats in a step where possible.
+    done here; None leaves it to `inputs_of`. assigned: this rank's images of each step.
+    shares_repeats: decode an image once for all its repeats in a step where possible.
 
     Under "fail" a bad image is returned as its BadImage: raised in a worker, it would arrive as a
     traceback.
@@ -89,8 +91,7 @@ class TrainStream:
     growth: Growth | None = None
     num_splits: int = 1
     fill: tuple[int, ...] | None = None
-    rank: int = 0
-    num_ranks: int = 1
+    assigned: Assignment = WHOLE
     shares_repeats: ClassVar[bool] = True
 
     def batches(
@@ -120,14 +121,21 @@ class TrainStream:
     def keys(self, first_step: int, num_steps: int) -> Iterator[tuple[int, int]]:
         """(step, micro-batch) from first_step up to the end of step num_steps - 1."""
         for step in range(first_step, num_steps):
-            _, _, num_draws = window(
-                step, self.image_set.num_images, self.batch_images, self.steps_per_epoch
-            )
-            num_micro_batches = num_micro_batches_in(
-                num_draws, self.batch_images, self.num_micro_batches
-            )
-            for micro_batch in range(self.rank, num_micro_batches, self.num_ranks):
+            for micro_batch in self.assigned.micro_batches(*self.window(step)):
                 yield step, micro_batch
+
+    def window(self, step: int) -> tuple[int, int]:
+        """(draws, micro-batches) of a step over all ranks."""
+        _, _, num_draws = window(
+            step, self.image_set.num_images, self.batch_images, self.steps_per_epoch
+        )
+        number = num_micro_batches_in(num_draws, self.batch_images, self.num_micro_batches)
+        return num_draws, number
+
+    def parts(self, step: int) -> dict[str, int]:
+        """The part of a step's micro-batches that is this rank's, as MicroBatch names it."""
+        num_parts = self.assigned.parts_in(*self.window(step))
+        return {"part": self.assigned.part, "num_parts": num_parts} if num_parts > 1 else {}
 
     def px_at(self, step: int) -> int:
         """The side of a step's images."""
@@ -145,8 +153,8 @@ class TrainStream:
         return self.made(*key, self.ids_of(key))
 
     def ids_of(self, key: tuple[int, int]) -> np.ndarray:
-        """The draws of one micro-batch: ids [b, 3] int64 = (epoch, image, repeat)."""
-        return micro_batch_ids(
+        """This rank's draws of one micro-batch: ids [b, 3] int64 = (epoch, image, repeat)."""
+        ids = micro_batch_ids(
             self.seed,
             *key,
             self.image_set.num_images,
@@ -156,6 +164,7 @@ class TrainStream:
             self.steps_per_epoch,
             self.drop_last,
         )
+        return ids[list(self.assigned.rows(len(ids)).rows)] if self.parts(key[0]) else ids
 
     def made(self, step: int, number: int, ids: np.ndarray) -> MicroBatch | BadImage:
         """The draws ids [b, 3] of a step, loaded as its micro-batch `number`."""
@@ -167,7 +176,9 @@ class TrainStream:
         images = shrunk(images, image_px)
         labels = torch.from_numpy(self.image_set.labels[shown].astype(np.int64))
         drawn, shown = self._drawn(ids, image_px), torch.from_numpy(shown)
-        batch = MicroBatch(step, number, images, labels, torch.from_numpy(ids), drawn, shown)
+        batch = MicroBatch(
+            step, number, images, labels, torch.from_numpy(ids), drawn, shown, **self.parts(step)
+        )
         if self.fill is None:
             return batch
         return augmented(

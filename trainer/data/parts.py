@@ -19,9 +19,8 @@ import torch
 from torch import Tensor
 
 from trainer.data.decode import BadImage
-from trainer.data.order import step_ids, window
+from trainer.data.order import step_ids
 from trainer.data.threads import closing, thread_pool
-from trainer.recipe.plan import num_micro_batches_in
 
 if TYPE_CHECKING:
     from trainer.data.loader import MicroBatch, TrainStream
@@ -33,8 +32,9 @@ def has_parts(stream: TrainStream) -> bool:
     A rank of several has only some micro-batches of a step: with as many ranks as repeats, none
     has an image twice.
     """
-    is_shared = stream.shares_repeats and stream.num_ranks < stream.repeats
-    has_several = stream.num_micro_batches > stream.num_ranks
+    num_groups = stream.assigned.num_groups
+    is_shared = stream.shares_repeats and num_groups < stream.repeats
+    has_several = stream.num_micro_batches > num_groups and stream.assigned.num_parts == 1
     return (
         is_shared and has_several and stream.num_splits == 1 and not stream.image_set.is_in_memory
     )
@@ -185,12 +185,7 @@ def _each(batch: MicroBatch, made: Callable[[Tensor], Tensor]) -> MicroBatch:
 
 def _parts(stream: TrainStream, step: int) -> tuple[list[np.ndarray], np.ndarray]:
     """Positions of this rank's parts in a step's draws, and the micro-batch of each draw [n]."""
-    _, _, num_draws = window(
-        step, stream.image_set.num_images, stream.batch_images, stream.steps_per_epoch
-    )
-    num_micro_batches = num_micro_batches_in(
-        num_draws, stream.batch_images, stream.num_micro_batches
-    )
+    num_draws, num_micro_batches = stream.window(step)
     owners = np.arange(num_draws) % num_micro_batches
-    own = range(stream.rank, num_micro_batches, stream.num_ranks)
+    own = stream.assigned.micro_batches(num_draws, num_micro_batches)
     return np.array_split(np.flatnonzero(np.isin(owners, own)), max(1, len(own))), owners

@@ -6,6 +6,8 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
+
 from trainer.base.errors import UserError
 from trainer.data.datasets.packed import holds_files, open_files
 from trainer.recipe.load import load_yaml
@@ -56,6 +58,23 @@ def ignored_files(folder: Path | None) -> dict[str, int]:
         for split in ("train", "val")
         for kind, count in open_files(folder, split, check_files=False).ignored.items()
     }
+
+
+def folder_majority_pct(folder: Path | None) -> float | None:
+    """Top-1 of always answering the most frequent class, from a folder's index; None where nothing
+    is read from files.
+    """
+    if folder is None or not holds_files(folder):
+        return None
+    train, val = (open_files(folder, split, check_files=False) for split in ("train", "val"))
+    return majority_pct(train.labels, val.labels)
+
+
+def majority_pct(train: np.ndarray, val: np.ndarray) -> float:
+    """Top-1 on val of always answering the class that training has most of, in percent: what a
+    score is to be held against where classes have unlike numbers of images. train, val: labels [N].
+    """
+    return 100 * float(np.mean(val == np.bincount(train).argmax()))
 
 
 def _folder_profile(root: Path) -> Profile:

@@ -353,11 +353,13 @@ def _pinned(items: Iterator, is_ready: Callable[[], bool], device: str) -> Itera
     come already.
     """
     due: deque[Future] = deque()
+    # "cuda" is the one that is chosen here, which a thread has to be told
+    gpu = torch.device(device if ":" in device else f"cuda:{torch.cuda.current_device()}")
     with thread_pool(1) as pool, closing(items):
         while True:
             while not due or (len(due) < 2 and is_ready()):
                 for item in itertools.islice(items, 1):
-                    due.append(pool.submit(_pin, item, torch.device(device)))
+                    due.append(pool.submit(_pin, item, gpu))
                     break
                 else:
                     break

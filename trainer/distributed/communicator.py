@@ -36,12 +36,14 @@ class LostRanks(RuntimeError):
 class Ranks:
     """This process among the world_size ranks of a run; local_rank: among those of its machine.
 
-    Results over all ranks are the same on each of them, bit for bit.
+    Results over all ranks are the same on each of them, bit for bit. group: torch's name for some
+    of a run's ranks, see `groups_of`; None for all.
     """
 
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
+    group: dist.ProcessGroup | None = None
 
     @property
     def is_alone(self) -> bool:
@@ -69,13 +71,37 @@ class Ranks:
         if self.is_alone:
             return lambda: None
         with _others():
-            work = dist.all_reduce(tensor, async_op=True)
+            work = dist.all_reduce(tensor, group=self.group, async_op=True)
 
         def wait() -> None:
             with _others():
                 work.wait()
 
         return wait
+
+    def gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Every rank's tensor [N], in the order of ranks: [world_size, N]."""
+        if self.is_alone:
+            return tensor[None]
+        every = tensor.new_empty(self.world_size, *tensor.shape)
+        with _others():
+            dist.all_gather(list(every), tensor, group=self.group)
+        return every
+
+    def groups_of(self, number: int) -> Ranks:
+        """This rank among the `number` ranks of its group; groups stand one after another. All
+        ranks of a run form them together.
+        """
+        if number in (1, self.world_size):
+            return alone() if number == 1 else self
+        rank, found = self.rank % number, None
+        with _others():
+            for first in range(0, self.world_size, number):
+                group = dist.new_group(list(range(first, first + number)))
+                if first == self.rank - rank:
+                    assert isinstance(group, dist.ProcessGroup)  # this rank is in it
+                    found = group
+        return Ranks(rank, number, self.local_rank, found)
 
     def total(self, number: int) -> int:
         """The sum of a whole number over all ranks."""
@@ -117,7 +143,7 @@ class Ranks:
         if content is None:
             content = torch.empty(length, dtype=torch.uint8)
         with _others():
-            dist.broadcast(content, 0)
+            dist.broadcast(content, group_src=0, group=self.group)
         if self.is_first:
             return value
         return torch.load(
@@ -129,7 +155,7 @@ class Ranks:
         if not self.is_alone:
             with _others():
                 for tensor in tensors:
-                    dist.broadcast(tensor, 0)
+                    dist.broadcast(tensor, group_src=0, group=self.group)
 
     @contextlib.contextmanager
     def first_here(self) -> Iterator[None]:
@@ -148,7 +174,7 @@ class Ranks:
         # on the CPU, so by gloo: no device is waited for
         held = torch.tensor(number, dtype=torch.int64)
         with _others():
-            dist.all_reduce(held, how)
+            dist.all_reduce(held, how, self.group)
         return int(held)
 
 

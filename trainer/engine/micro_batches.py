@@ -31,8 +31,8 @@ def pieces_at(plan: Plan, num_pieces: int, step: int, least_images: int = 1) -> 
     """Parts of each micro-batch of a step, on every rank the same: its norm samples, or more but
     none of fewer than least_images.
     """
-    smallest = plan.window_images(step) // plan.micro_batches(step)
-    return max(plan.norm_samples(step), min(num_pieces, smallest // least_images))
+    num_samples = -(-plan.norm_samples(step) // plan.num_parts(step))
+    return max(num_samples, min(num_pieces, plan.part_images(step) // least_images))
 
 
 def num_pieces(state: TrainingState, step: int) -> int:
@@ -133,7 +133,7 @@ def _halve(state: TrainingState, step: int, error: RuntimeError | None) -> None:
     if after == before:
         raise error or torch.OutOfMemoryError("out of memory on another rank")
     progress.num_pieces = after
-    sizes = [-(-plan.recipe.images_together // number) for number in (before, after)]
+    sizes = [_images_at_once(plan, step, number) for number in (before, after)]
     note = f"micro_batch {sizes[0]} -> {sizes[1]} images after step {step}: out of memory"
     progress.changes.append(note)
     state.notes.append(
@@ -152,6 +152,11 @@ def _halve(state: TrainingState, step: int, error: RuntimeError | None) -> None:
             " recipe's; the row keeps it as a deviation"
         )
         state.notes.append((deviation, "bold red"))
+
+
+def _images_at_once(plan: Plan, step: int, num_pieces: int) -> int:
+    """That go through the model of one rank, which may share a micro-batch with others."""
+    return -(-plan.recipe.images_together // (plan.num_parts(step) * num_pieces))
 
 
 class _Again:
@@ -191,7 +196,7 @@ def explained(state: TrainingState) -> Iterator[None]:
 
 def _explanation(state: TrainingState) -> str:
     plan, step = state.plan, state.progress.step
-    images = -(-plan.recipe.images_together // num_pieces(state, step))
+    images = _images_at_once(plan, step, num_pieces(state, step))
     *most, last = remedies(plan, state.settings, state.step_statistics.is_sampled)
     return (
         f"out of memory in step {step + 1}: a micro-batch of {images} images of"
@@ -209,13 +214,14 @@ def remedies(plan: Plan, settings: Settings, is_sampled: bool) -> list[str]:
         found.append("micro_batch=auto")
     if not settings.activation_checkpointing:
         found.append("activation_checkpointing=1")
-    if settings.precision == "float32":
+    if settings.precision in ("float32", "tf32"):
         found.append("precision=bf16")
     if is_sampled and norm_images % 2 == 0 and norm_images > 2:
         half = f'set="batch.norm_images={norm_images // 2}"'
+        num_parts = plan.assignment(0, plan.world_size).num_parts
         found.append(
-            f"twice the ranks on GPUs with {half} and sync_batch_norm as model.norm, which keeps"
-            " the sample (a new run)"
+            f"{2 * num_parts * plan.num_micro_batches} ranks, {2 * num_parts} of which share each"
+            " sample"
         )
         found.append(f"{half} or micro_batch=auto (deviations: norms sample fewer images)")
     return found or ["a device with more memory"]

@@ -14,9 +14,9 @@ from trainer.base.settings import Settings
 from trainer.data.loader import MicroBatch
 from trainer.data.transforms import autocast
 from trainer.distributed.communicator import Ranks, alone
-from trainer.models.build import has_statistics, running_norms
+from trainer.models.build import norms_of_micro_batch, running_norms
 from trainer.models.edit.layer_kinds import RunningNorm
-from trainer.models.edit.replacement import counted, is_norm
+from trainer.models.edit.replacement import counted
 from trainer.models.parts.norm_layers import StepNorm
 from trainer.recipe.plan import Plan
 from trainer.tasks import task_of
@@ -94,16 +94,22 @@ class StepStatistics:
             for estimate in self.estimated:
                 estimate.is_adding = True
 
-    def finish(self, ranks: Ranks = alone(), num_own: int = 1, num_micro_batches: int = 1) -> None:
+    def finish(
+        self,
+        ranks: Ranks = alone(),
+        num_own: int = 1,
+        num_micro_batches: int = 1,
+        num_parts: int = 1,
+    ) -> None:
         """After the backward pass of the last micro-batch: no gradient sees estimated statistics
         move.
 
-        num_own: this rank's of the step's num_micro_batches.
+        num_own: this rank's of the step's num_micro_batches, each shared by num_parts ranks.
         """
         if self._seen:
             self._move_once()
         if not ranks.is_alone:
-            self._average(ranks, num_own, num_micro_batches)
+            self._average(ranks, num_own, num_micro_batches, num_parts)
             self._add_up(ranks, num_own)
         for norm in self.estimated:
             norm.finish_step()
@@ -128,10 +134,10 @@ class StepStatistics:
         self._seen = []
 
     @torch.no_grad()
-    def _average(self, ranks: Ranks, num_own: int, num_micro_batches: int) -> None:
+    def _average(self, ranks: Ranks, num_own: int, num_micro_batches: int, num_parts: int) -> None:
         running = self._running()
         if running:
-            flat = torch.cat(running) * (num_own / num_micro_batches)
+            flat = torch.cat(running) * (num_own / (num_micro_batches * num_parts))
             ranks.sum(flat)
             # see lamb.py for torch._foreach_*
             torch._foreach_copy_(running, list(flat.split([len(tensor) for tensor in running])))
@@ -140,11 +146,18 @@ class StepStatistics:
             )
 
     def _add_up(self, ranks: Ranks, num_own: int) -> None:
-        for norm in self.estimated:
-            if not num_own:  # what an unfinished step has left is no part of this one
+        """One sum over ranks for all layers."""
+        if not self.estimated:
+            return
+        if not num_own:  # what an unfinished step has left is no part of this one
+            for norm in self.estimated:
                 norm.start_step()
-            added = norm.added()
-            ranks.sum(added)
+        each = [norm.added() for norm in self.estimated]
+        flat = torch.cat(each).double()
+        ranks.sum(flat)
+        for norm, added in zip(
+            self.estimated, flat.to(each[0].dtype).split([len(part) for part in each]), strict=True
+        ):
             norm.set_added(added)
 
 
@@ -235,10 +248,16 @@ def statistics_note(model: nn.Module, plan: Plan) -> str:
     if batch:
         kinds = " and ".join(f"{count} {kind}" for kind, count in counted(batch.values()))
         sample = notes[0] if notes else f"the {images}"
+        num_parts = plan.assignment(0, plan.world_size).num_parts
+        joined = (
+            f" {num_parts} ranks share each sample and join their sums of it in every norm."
+            if num_parts > 1
+            else ""
+        )
         return (
             f"{kinds} ({next(iter(batch))} the first) normalize by the statistics of {sample}"
             " images of a micro-batch: batch.norm_images is part of the science, as another sample"
-            " has other statistics and gives another result."
+            f" has other statistics and gives another result.{joined}"
         )
     norms = (
         f"{len(estimated)} norms normalize by running estimates over images, which move once in an"
@@ -272,15 +291,3 @@ def _drops(model: nn.Module) -> bool:
         for name in ("p", "drop_prob", "drop_rate")
     )
     return any(isinstance(rate, float) and rate > 0 for rate in rates)
-
-
-def norms_of_micro_batch(model: nn.Module) -> dict[str, nn.Module]:
-    """The norms, by name, that normalize by the statistics of a micro-batch: for them its size is
-    science.
-    """
-    named = {
-        name: module
-        for name, module in model.named_modules()
-        if is_norm(module) and has_statistics(module)
-    }
-    return {name: module for name, module in named.items() if not isinstance(module, StepNorm)}

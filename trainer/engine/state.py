@@ -11,13 +11,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from trainer.base.errors import UserError
 from trainer.base.settings import Settings
 from trainer.components.optimizers import param_groups
+from trainer.data.loader import MicroBatch
 from trainer.distributed.communicator import Ranks, alone
 from trainer.distributed.gradients import Gradients
+from trainer.distributed.joined_norms import JoinedNorms
 from trainer.engine.activation_checkpointing import recompute_activations
 from trainer.engine.compile import Compiled
 from trainer.engine.precise_norm import StepStatistics
+from trainer.engine.shared_noise import SharedNoise
 from trainer.models.build import build_model
 from trainer.models.small_maps import leave_out_padding_taps
 from trainer.recipe.plan import Plan
@@ -116,6 +120,11 @@ class TrainingState:
             self.model, settings.activation_checkpointing, settings.compile
         )
         # after the average has copied it
+        self.assigned = plan.assignment(ranks.rank, ranks.world_size)
+        self.joined = JoinedNorms(self.model, self._sharing())
+        self.noise = SharedNoise(
+            self.model, self.assigned.num_parts > 1, plan.recipe.augment_splits or 1
+        )
         self.compiled = (
             Compiled(self.model, plan.recipe.precise_norm is not None) if settings.compile else None
         )
@@ -125,6 +134,35 @@ class TrainingState:
         # waits for it
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=settings.device)
         self.notes: list[tuple[str, str | None]] = []
+
+    def _sharing(self) -> Ranks:
+        """The ranks over which norms join their statistics: those that share a micro-batch.
+
+        Raises UserError for micro_batch=auto.
+        """
+        if not self.step_statistics.is_sampled or self.assigned.num_parts == 1:
+            return alone()
+        if self.settings.micro_batch == "auto":
+            raise UserError(
+                "micro_batch=auto: not possible where ranks join statistics inside the forward"
+                f" pass; leave micro_batch= out, or use {self.assigned.num_groups} ranks"
+            )
+        return self.ranks.groups_of(self.assigned.num_parts)
+
+    @contextmanager
+    def sharing(self, batch: MicroBatch, place: int, number: int) -> Iterator[None]:
+        """A block of passes over one of `number` pieces of a micro-batch: over this rank's part of
+        it, norms and noise are those of the whole, where other ranks have the rest.
+        """
+        if batch.num_parts == 1:
+            yield
+            return
+        address = batch.step, batch.micro_batch
+        rows = self.plan.part_rows(*address, batch.part, batch.num_parts).own_rows
+        num_images = self.plan.micro_batch_images(*address)
+        noise = self.noise.over(rows[place::number], num_images, self.settings.device)
+        with noise, self.joined.over():
+            yield
 
     @property
     def task(self) -> Task:

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 
 from trainer.base import streams
+from trainer.base.commands import command
 from trainer.base.signals import Stopped, StoppedAlone
 from trainer.data.dataset import OpenedData
 from trainer.data.index import DataError
@@ -106,9 +107,8 @@ def optimizer_step(state: TrainingState, loader: Iterator, step: int) -> torch.T
     ranks.sum(total)
     state.progress.num_replaced += ranks.total(num_replaced) if plan.bad_images == "skip" else 0
     each = num_pieces(state, step)
-    state.step_statistics.finish(
-        ranks, len(own_micro_batches(state, step)) * each, plan.micro_batches(step) * each
-    )
+    num_own, number = len(own_micro_batches(state, step)), plan.micro_batches(step)
+    state.step_statistics.finish(ranks, num_own * each, number * each, plan.num_parts(step))
     state.scaler.unscale_(optimizer)
     recipe.optimizer.clip(model)
     state.scaler.step(optimizer)
@@ -143,22 +143,24 @@ def add_gradients(state: TrainingState, loader: Iterator, step: int) -> tuple[to
         torch.manual_seed(streams.torch_seed(plan.seed, "device", step, micro_batch))
         for inputs, targets in split(*whole, number_each):
             state.step_statistics.set(place, num_own)
-            loss = task.loss(state.model, inputs, targets) * (
-                len(targets) / plan.window_images(step)
-            )
-            place += 1
-            if place == num_own:
-                state.gradients.expect_last()
-            with state.step_statistics.at_rest():
-                state.scaler.scale(loss).backward()
+            with state.sharing(batch, place % number_each, number_each):
+                loss = task.loss(state.model, inputs, targets) * (
+                    len(targets) / plan.window_images(step)
+                )
+                place += 1
+                if place == num_own:
+                    state.gradients.expect_last()
+                with state.step_statistics.at_rest():
+                    state.scaler.scale(loss).backward()
             total += loss.detach()
         num_replaced += batch.num_replaced
     return total, num_replaced
 
 
 def own_micro_batches(state: TrainingState, step: int) -> list[int]:
-    """Which of a step's micro-batches are this rank's."""
-    return list(state.ranks.share(range(state.plan.micro_batches(step))))
+    """Which of a step's micro-batches this rank takes, or takes a part of."""
+    plan = state.plan
+    return list(state.assigned.micro_batches(plan.window_images(step), plan.micro_batches(step)))
 
 
 def evaluate_epoch(state: TrainingState, data: OpenedData, run: NullRun) -> bool:
@@ -227,8 +229,8 @@ def check_replaced(state: TrainingState) -> None:
     if progress.num_replaced > MOST_REPLACED_SHARE * plan.draws_per_epoch * num_epochs:
         raise DataError(
             f"bad_images=skip: {progress.num_replaced} bad images in the first {progress.step}"
-            f" steps, more than {100 * MOST_REPLACED_SHARE:g} % of an epoch; `make check-data`"
-            " lists them: repair or remove them"
+            f" steps, more than {100 * MOST_REPLACED_SHARE:g} % of an epoch; "
+            f"`{command('check-data')}` lists them: repair or remove them"
         )
 
 

@@ -11,19 +11,22 @@ result      with its picture and its files  LRFinderResult
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 
 from trainer.ablation.cells import overrides_text
+from trainer.base.commands import command
 from trainer.base.errors import UserError, did_you_mean
 from trainer.base.settings import Settings, make_settings
+from trainer.base.signals import StopRequest
 from trainer.data.dataset import OpenedData, open_data
 from trainer.data.profile import data_folder
+from trainer.data.workers import Watch
 from trainer.distributed.communicator import Ranks, alone
 from trainer.lr_finder.baseline import bias_only_loss, hold_out
 from trainer.lr_finder.candidates import Lengths, decide, lengths_for
@@ -38,7 +41,7 @@ from trainer.recipe import tree
 from trainer.recipe.overrides import overrides_of
 from trainer.recipe.plan import Plan, make_plan
 from trainer.recipe.schema import Recipe
-from trainer.runs.job import Job, plan_of
+from trainer.runs.job import Job, plan_of, with_content
 from trainer.runs.lock import acquire
 
 _MOST_SEEDS, _MOST_STEPS = 100, 10_000
@@ -77,6 +80,7 @@ class Setup:
     trial_plan: Plan
     data: OpenedData
     data_fingerprint: str
+    content_sha256: str | None
     scalar: Scalar
     values: np.ndarray
     lengths: Lengths
@@ -101,6 +105,8 @@ class Setup:
             "lengths": dataclasses.asdict(self.lengths),
             "precision": self.settings.precision,
             "device": self.settings.device.partition(":")[0],
+            # images rewritten under the same names and sizes are other images
+            "content_sha256": self.content_sha256,
         }
 
     @property
@@ -146,7 +152,14 @@ class LRFinderResult:
         return draw(self)
 
 
-def set_up(job: Job, request: Request, machine: dict[str, Any], ranks: Ranks = alone()) -> Setup:
+def set_up(
+    job: Job,
+    request: Request,
+    machine: dict[str, Any],
+    ranks: Ranks = alone(),
+    out: Console = Console(quiet=True),
+    stop: StopRequest = StopRequest(),
+) -> Setup:
     """Everything but the training. machine: what make_settings takes.
 
     Raises UserError for whatever does not fit: page, model, data set, range.
@@ -161,12 +174,23 @@ def set_up(job: Job, request: Request, machine: dict[str, Any], ranks: Ranks = a
     check_model_name(plan.model)
     with ranks.first_here():
         opened = open_data(plan.profile, data_folder(job.data, job.data_dir))
+    opened = with_content(opened, out, stop, ranks)
     settings = make_settings(**machine, in_memory=opened.train.is_in_memory)
     cut = hold_out(opened, plan.recipe.batch)
     made = trial_plan(plan, cut)
     check_effect(made, scalar, float(values[0]), float(values[-1]))
     return Setup(
-        job, request, settings, plan, made, cut, opened.fingerprint, scalar, values, lengths
+        job=job,
+        request=request,
+        settings=settings,
+        plan=plan,
+        trial_plan=made,
+        data=cut,
+        data_fingerprint=opened.fingerprint,
+        content_sha256=opened.content_sha256,
+        scalar=scalar,
+        values=values,
+        lengths=lengths,
     )
 
 
@@ -205,18 +229,19 @@ def run(
     log: TrialLog | None = None,
     check: Callable[[], None] = lambda: None,
     ranks: Ranks = alone(),
+    watch: Watch = Watch(),
 ) -> LRFinderResult:
     """Run the trials that are not there yet, decide, and write the files. Every rank goes through
     this; rank 0 writes.
 
-    check: called before every step; what it raises ends the LR finder run, and finished trials
-    stay.
+    check: called before every step, by all ranks; watch.check: while this one waits for images.
+    What they raise ends the LR finder run, and finished trials stay.
 
     Raises LockedError where another process works in the folder.
     """
     folder = setup.settings.runs / setup.name if is_written else None
     if not (folder and ranks.is_first):
-        return _decided(setup, folder, log, check, ranks)
+        return _decided(setup, folder, log, check, ranks, watch)
     with acquire(folder) as lock:
         if setup.job.again:
             for path in [folder / "suggestion.json", *(folder / "trials").glob("*.json")]:
@@ -226,13 +251,18 @@ def run(
             lock.check()
             check()
 
-        found = _decided(setup, folder, log, check_both, ranks)
+        found = _decided(setup, folder, log, check_both, ranks, watch)
         write_results(found)
     return found
 
 
 def _decided(
-    setup: Setup, folder: Path | None, log: TrialLog | None, check: Callable[[], None], ranks: Ranks
+    setup: Setup,
+    folder: Path | None,
+    log: TrialLog | None,
+    check: Callable[[], None],
+    ranks: Ranks,
+    watch: Watch,
 ) -> LRFinderResult:
     shape = schedule_shape(setup.plan, setup.lengths.num_race_steps)
     trials = Trials(
@@ -245,16 +275,19 @@ def _decided(
         log=log,
         check=check,
         ranks=ranks,
+        watch=watch,
     )
+    first = setup.plan.seed
     suggestion = decide(
         trials,
-        seeds=range(setup.plan.seed, setup.plan.seed + setup.lengths.num_seeds),
+        seeds=range(first, first + setup.lengths.num_seeds + setup.lengths.num_more_seeds),
         values=setup.values,
         baselines=baseline_losses(setup),
         lengths=setup.lengths,
         shape=shape if setup.scalar.is_rate else np.ones_like(shape),
         curve=setup.curve,
         is_rate=setup.scalar.is_rate,
+        own=setup.scalar.own,
     )
     return LRFinderResult(
         suggestion=suggestion,
@@ -290,9 +323,6 @@ def train_command(job: Job, recipe: Recipe, scalar: Scalar, value: float) -> str
     """`make recipe=... set="... lr.peak=..."`: the user's own items, but for those that this
     replaces.
     """
-    places = {"recipe": job.recipe, "model": job.model, "data": job.data}
-    places |= {"data_dir": str(job.data_dir)} if job.data_dir else {}
-    words = [f"{name}={shlex.quote(text)}" for name, text in places.items()]
     items = _with_ends(recipe, scalar, float(f"{value:.3g}"))
     ours = {
         label: each if isinstance(each, int) else float(f"{each:.3g}")
@@ -300,8 +330,8 @@ def train_command(job: Job, recipe: Recipe, scalar: Scalar, value: float) -> str
     }
     given = overrides_of(job.overrides)
     text = overrides_text({label: given[label] for label in given if label not in ours} | ours)
-    is_plain = not set(text) & set('"\\$`')
-    return " ".join(["make", *words, f'set="{text}"' if is_plain else f"set={shlex.quote(text)}"])
+    places = {"recipe": job.recipe, "model": job.model, "data": job.data, "data_dir": job.data_dir}
+    return command(**places, set=text)
 
 
 def _with_ends(recipe: Recipe, scalar: Scalar, value: float) -> dict[str, float | int]:

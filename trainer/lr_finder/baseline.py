@@ -21,6 +21,7 @@ from trainer.data.dataset import OpenedData
 from trainer.data.datasets.builtin import ImageSet
 from trainer.data.index import DataError
 from trainer.data.order import micro_batch_ids
+from trainer.data.workers import Watch
 from trainer.distributed.communicator import Ranks, alone
 from trainer.models.build import running_norms
 from trainer.recipe.plan import Plan
@@ -116,10 +117,15 @@ class HeldOut:
     """
 
     def __init__(
-        self, plan: Plan, settings: Settings, data: OpenedData, ranks: Ranks = alone()
+        self,
+        plan: Plan,
+        settings: Settings,
+        data: OpenedData,
+        ranks: Ranks = alone(),
+        watch: Watch = Watch(),
     ) -> None:
         self.plan, self.settings, self.ranks = plan, settings, ranks
-        images, labels = zip(*data.val_batches(plan, settings), strict=True)
+        images, labels = zip(*data.val_batches(plan, settings, watch=watch), strict=True)
         self.images = torch.cat(images).to(settings.device)
         self.labels = torch.cat(labels).to(settings.device)
 

@@ -1,11 +1,11 @@
-"""Short trials that measure what the rules only guess: probes of constant values, and successive
-halving of candidates. Pure.
+"""Short trials that measure what the rules only guess: probes of constant values, and candidates
+that every seed trains. Pure.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,14 +17,12 @@ from trainer.lr_finder.rules import (
     Curve,
     Spread,
     Suggestion,
-    disagreement,
     is_even,
     read,
     series,
     smoothing_for,
     spread,
     start_of,
-    trouble,
 )
 
 # trial(seed, values [N], purpose): from the seed's initial weights one optimizer step with each
@@ -33,7 +31,11 @@ Trial = Callable[[int, np.ndarray, str], Curve]
 APART = 3.0  # neighbouring candidates
 # of the edge: a ramp over a noise-free bowl turns up late, what shrank must grow back
 PROBED_FROM, PROBED_TO = 1 / 16, 1.5
-NEAR_SHARE = 0.1  # of the best one's fall: candidates as near are tried again on other seeds
+# candidates' steps between what single seeds find: beyond it there is no suggestion
+MOST_STEPS_APART = 1.0
+# of the mean of what single seeds find, in those steps: two answers of 0.13 differ by more than a
+# factor of 1.5 once in twenty times; beyond it there is another seed
+MOST_ERROR_STEPS = 0.13
 LEAST_WON_SHARE = 0.01  # of the level: candidates that end no lower have taught nothing
 
 
@@ -41,10 +43,11 @@ LEAST_WON_SHARE = 0.01  # of the level: candidates that end no lower have taught
 class Lengths:
     """How long the trials are, and how many there are at most.
 
-    num_ramp_steps: of each seed's ramp. num_probes, num_probe_steps: constant values, on the first
-    seed. num_candidates: tried on the first seed; num_repeats: further trials, of the two best on
-    other seeds; num_race_steps: of each of these. num_run_steps: of the run that the value is for;
-    0 where it is as long as a candidate's trial.
+    num_ramp_steps: of each ramp. num_probes, num_probe_steps: constant values, on the first seed.
+    num_candidates: tried on the first seed; num_repeats: further trials, of the best and its
+    neighbours on other seeds; num_race_steps: of each of these. num_run_steps: of the run that the
+    value is for; 0 where it is as long as a candidate's trial. num_more_seeds: that are tried too
+    where the first ones do not agree.
     """
 
     num_seeds: int
@@ -55,25 +58,33 @@ class Lengths:
     num_repeats: int
     num_race_steps: int
     num_run_steps: int = 0
+    num_more_seeds: int = 0
+
+    @property
+    def num_ramps(self) -> int:
+        """Ramps only say where candidates begin: two are enough to see how far they are apart."""
+        return min(2, self.num_seeds)
 
     @property
     def horizon_share(self) -> float:
-        """What a longer run leaves of a learning rate that was best in short trials: the square
-        root of the lengths' ratio, at least a third.
+        """What a longer run leaves of a learning rate that was best in short trials: the cube root
+        of the lengths' ratio, at least a third.
 
         The best constant step of stochastic gradient descent falls with the square root of the
-        number of steps (Nemirovski et al. 2009, Robust stochastic approximation). On the digits a
-        third was measured for a run of nine trials' length; beyond that the law was not: a third of
-        the best candidate lies about where the old rule has it, a tenth below the edge.
+        number of steps where noise is all that matters (Nemirovski et al. 2009, Robust stochastic
+        approximation), and not at all where there is none. On the digits, over seven pairs of
+        recipe and model, runs of nine trials' length had their best rate at 0.49 of the trials' in
+        the geometric mean (standard error: a factor 1.29; results/lr-find.md), and a cube root is
+        0.48. Longer runs were not measured, so the share falls no further than to a third.
         """
         if not self.num_run_steps:
             return 1.0
-        return min(1.0, max(1 / APART, math.sqrt(self.num_race_steps / self.num_run_steps)))
+        return min(1.0, max(1 / APART, (self.num_race_steps / self.num_run_steps) ** (1 / 3)))
 
     @property
     def most_steps(self) -> int:
         """Optimizer steps of the whole LR finder run, where no trial ends early."""
-        ramps, probes = self.num_seeds * self.num_ramp_steps, self.num_probes * self.num_probe_steps
+        ramps, probes = self.num_ramps * self.num_ramp_steps, self.num_probes * self.num_probe_steps
         return ramps + probes + (self.num_candidates + self.num_repeats) * self.num_race_steps
 
 
@@ -128,7 +139,7 @@ class CandidateGrid:
         self.top, self.bottom = float(values[-1]), float(values[0])
         self._is_even = is_even(values)
 
-    def at(self, index: int) -> float:
+    def at(self, index: float) -> float:
         if self._is_even:
             return self.top - index * (self.top - self.bottom) / 16
         return self.top * APART ** (-index / 2)
@@ -140,19 +151,25 @@ class CandidateGrid:
         """The middle of two values, as the ramp is spaced."""
         return (low + high) / 2 if self._is_even else math.sqrt(low * high)
 
+    def place(self, value: float) -> float:
+        """The index, with fractions, of a value."""
+        if self._is_even:
+            return 16 * (self.top - value) / (self.top - self.bottom)
+        return 2 * math.log(self.top / value, APART)
+
     def nearest(self, value: float) -> int:
         """The even index nearest to a value."""
-        if self._is_even:
-            return 2 * round(8 * (self.top - value) / (self.top - self.bottom))
-        return 2 * round(math.log(self.top / value, APART))
+        return 2 * round(self.place(value) / 2)
 
 
 @dataclass
 class CandidateSearch:
-    """Candidates trained for a short while by the recipe's own schedule; the lowest last loss wins.
+    """Candidates trained for a short while by the recipe's own schedule.
 
-    The best two are kept and tried on further seeds (successive halving). unstable: no value from
-    here up is tried. losses: by index, by seed.
+    The first seed climbs to a candidate that both neighbours lose against; these three are then
+    trained on every other seed, and on more where these do not agree. The answer is where a
+    parabola through their mean losses is lowest. level: the loss of knowing nothing; what ends
+    higher, or diverged, counts as that. losses: by index, by seed.
     """
 
     trial: Trial
@@ -160,117 +177,177 @@ class CandidateSearch:
     grid: CandidateGrid
     lengths: Lengths
     shape: np.ndarray
-    unstable: float | None
+    level: float
     losses: dict[int, dict[int, float]] = field(default_factory=dict)
-    start_loss: float = math.nan  # of the first candidate's trial
+    num_seeds: int = 0  # that the best is to be tried on
 
-    def run(self, middle: float) -> None:
-        """Climb from the middle to a candidate that both neighbours lose against; look half-way;
-        repeat the best two.
+    def run(self, start: float) -> None:
+        """Climb from the start on the first seed; then try the best and its neighbours on all
+        seeds, and go on where that moves the best.
         """
-        start = self.grid.nearest(middle)
-        while not self._may(start) and self.grid.has(start + 2):
-            start += 2
-        self._try(start)
-        if not self.losses:
-            return
-        while any(self._try(self._winner() + side) for side in (-2, 2)):
-            pass
-        # a share of the winner is a guess of less precision than half a step
-        if self.lengths.horizon_share == 1:
-            beside = min((self._loss(self._winner() + side), side) for side in (-2, 2))
-            self._try(self._winner() + beside[1] // 2)
-        self._repeat_best()
-
-    def _may(self, index: int) -> bool:
-        return self.grid.has(index) and (
-            self.unstable is None or self.grid.at(index) < self.unstable
-        )
+        index = self.grid.nearest(start)
+        while index > 0 and not self.grid.has(index):
+            index -= 2
+        self._measure(index, self.seeds[0])
+        self.num_seeds = self.lengths.num_seeds
+        while True:
+            while any([self._try(self._best() + side) for side in (-2, 2)]):
+                pass
+            if self._repeat(self._best()):
+                continue
+            if not self._wants_a_seed():
+                return
+            self.num_seeds += 1
 
     def _try(self, index: int) -> bool:
-        """Try a candidate on the first seed, unless it was, may not be, or none is left; was it
-        tried now?
+        """Try a candidate on the first seed, unless it was, the range has none such, or no trial is
+        left; was it tried now?
         """
         is_last = len(self.losses) >= self.lengths.num_candidates
-        if index in self.losses or is_last or not self._may(index):
+        if index in self.losses or is_last or not self.grid.has(index):
             return False
         self._measure(index, self.seeds[0])
         return True
 
+    def _repeat(self, best: int) -> bool:
+        """Try a candidate and its neighbours on all seeds, where there is something to learn and
+        there are trials left; was any made?
+        """
+        around = [index for index in self._around(best) if index in self.losses]
+        missing = [
+            (index, seed)
+            for seed in self.seeds[1 : self.num_seeds]
+            for index in around
+            if seed not in self.losses[index]
+        ]
+        num_made = sum(len(losses) - 1 for losses in self.losses.values())
+        if (
+            len(around) < 3
+            or num_made + len(missing) > self.lengths.num_repeats
+            or not self._has_learned(best)
+        ):
+            return False
+        for index, seed in missing:
+            self._measure(index, seed)
+        return bool(missing)
+
+    def _wants_a_seed(self) -> bool:
+        """Is there another, and is the mean of what the seeds find too uncertain without it?"""
+        best = self._best()
+        count = len(self.losses[best])
+        if (
+            not 1 < count == self.num_seeds < len(self.seeds)
+            or self._one_sided(best)
+            or not self._has_learned(best)
+        ):
+            return False
+        places = [self.grid.place(value) / 2 for value in self._by_seed(best)]
+        return float(np.std(places, ddof=1)) / math.sqrt(count) > MOST_ERROR_STEPS
+
+    def _by_seed(self, best: int) -> list[float]:
+        """What each seed finds alone."""
+        losses = [self._counted(index) for index in self._around(best)]
+        return [self._lowest_point(best, *of_seed) for of_seed in zip(*losses, strict=True)]
+
     def _measure(self, index: int, seed: int) -> None:
         curve = self.trial(seed, self.grid.at(index) * self.shape, "race")
         if not self.losses:
-            given = curve.start_loss
-            self.start_loss = start_of(curve.losses) if given is None else given
+            start = curve.start_loss
+            if start is None and len(curve.losses):
+                start = start_of(curve.losses)
+            self.level = min(self.level, math.inf if start is None else start)
         self.losses.setdefault(index, {})[seed] = last_loss(curve)
 
-    def _loss(self, index: int) -> float:
-        return self.losses.get(index, {}).get(self.seeds[0], math.inf)
+    def _around(self, index: int) -> tuple[int, int, int]:
+        return index - 2, index, index + 2
 
-    def _best(self) -> list[int]:
-        """Indices, the lowest loss on the first seed first; of equal ones the smaller value."""
-        return sorted(self.losses, key=lambda index: (self._loss(index), -index))
+    def _counted(self, index: int) -> list[float]:
+        """A candidate's losses, none above the level."""
+        return [min(loss, self.level) for loss in self.losses[index].values()]
 
-    def _winner(self) -> int:
-        return self._best()[0]
+    def _mean(self, index: int) -> float:
+        return float(np.mean(self._counted(index)))
 
-    def _repeat_best(self) -> None:
-        """Try the best two on other seeds, where they are near each other."""
-        best = self._best()[:2]
-        if len(best) < 2 or not math.isfinite(self._loss(best[1])):
-            return
-        near = NEAR_SHARE * max(self.start_loss - self._loss(best[0]), 0.0)
-        if self._loss(best[1]) - self._loss(best[0]) > near:
-            return
-        for seed in self.seeds[1 : 1 + self.lengths.num_repeats // 2]:
-            for index in best:
-                self._measure(index, seed)
+    def _best(self) -> int:
+        """The lowest mean among those tried on most seeds; of equal ones the smaller value."""
+        most = max(map(len, self.losses.values()))
+        tried = [index for index, losses in self.losses.items() if len(losses) == most]
+        return min(tried, key=lambda index: (self._mean(index), -index))
+
+    def _has_learned(self, index: int) -> bool:
+        return self.level - self._mean(index) > LEAST_WON_SHARE * abs(self.level)
 
     def candidates(self) -> tuple[Candidate, ...]:
         """What was measured, values ascending."""
         return tuple(
-            Candidate(self.grid.at(index), dict(self.losses[index]))
+            Candidate(self.grid.at(index), dict(self.losses[index]), self._mean(index))
             for index in sorted(self.losses, reverse=True)
         )
 
-    def result(self, baselines: BaselineLosses) -> tuple[float | None, str]:
-        """The winner and why; or None, and why none."""
-        if not self.losses:
-            return None, "no candidate lies below the values that are unstable; try a smaller from="
-        best = self._winner()
-        level, count = self.start_loss, len(self.losses)
-        if baselines.held_out is not None:
-            level = min(level, baselines.held_out)
+    def result(self) -> tuple[float | None, Spread | None, str]:
+        """The value, what each seed alone says, and why; or None, and why none."""
+        best = self._best()
         length = f"{len(self.shape)} steps"
-        if not level - self._loss(best) > LEAST_WON_SHARE * abs(level):
-            return None, f"no candidate ends clearly below {level:.4g} nats after {length}"
-        for towards, end, side in (("larger", "larger to=", -1), ("smaller", "smaller from=", 1)):
-            if any(side * index > side * best for index in self.losses):
-                continue
-            if self._may(best + 2 * side):
-                return (
-                    None,
-                    f"the loss still improves towards {towards} values after {count} candidates",
-                )
-            if not self.grid.has(best + 2 * side):
-                return None, f"the best candidate lies at the end of the range; try a {end}"
-        winner = self._settled(best)
-        value, num_seeds = self.grid.at(winner), len(self.losses[winner])
-        seeds = f", {num_seeds} seeds" if num_seeds > 1 else ""
-        reason = f"{value:.3g} has the lowest loss of {count} candidates, each trained for {length}"
-        return value, f"{reason}{seeds}"
+        if not self._has_learned(best):
+            why = f"no candidate ends clearly below {self.level:.4g} nats after {length}"
+            return None, None, why
+        why = self._one_sided(best)
+        if why:
+            return None, None, why
+        own = spread(self._by_seed(best))
+        assert own is not None
+        if self._steps_between(own.lowest, own.highest) > MOST_STEPS_APART:
+            return (
+                None,
+                own,
+                f"the seeds disagree: each alone, after {length}, they find {own.lowest:.3g} to"
+                f" {own.highest:.3g}; try more seeds= or steps=",
+            )
+        value = self._lowest_point(best, *map(self._mean, self._around(best)))
+        return value, own, self._reason(best, value, own)
 
-    def _settled(self, best: int) -> int:
-        """The better of the best two over the seeds that both were tried on; the smaller where
-        seeds disagree.
+    def _one_sided(self, best: int) -> str:
+        """Why the best candidate is no answer, where one of its neighbours was not tried as it
+        was.
         """
-        repeated = [index for index, losses in self.losses.items() if len(losses) > 1]
-        if len(repeated) < 2:
-            return best
-        small, large = max(repeated), min(repeated)
-        gains = [self.losses[small][seed] - self.losses[large][seed] for seed in self.losses[small]]
-        error = float(np.std(gains, ddof=1)) / math.sqrt(len(gains))
-        return large if float(np.mean(gains)) > error else small
+        for towards, end, side in (("larger", "larger to=", -2), ("smaller", "smaller from=", 2)):
+            if not self.grid.has(best + side):
+                return f"the best candidate lies at the end of the range; try a {end}"
+            if len(self.losses.get(best + side, ())) < len(self.losses[best]):
+                count = len(self.losses)
+                return f"the loss still improves towards {towards} values after {count} candidates"
+        return ""
+
+    def _lowest_point(self, best: int, larger: float, middle: float, smaller: float) -> float:
+        """Where a parabola through the losses of a candidate and its neighbours is lowest, at most
+        at a neighbour.
+        """
+        bend, slope = larger - 2 * middle + smaller, larger - smaller
+        steps = slope / (2 * bend) if bend > 0 else math.copysign(math.inf, slope) if slope else 0
+        return self.grid.at(best + 2 * min(1.0, max(-1.0, steps)))
+
+    def _steps_between(self, low: float, high: float) -> float:
+        """How many neighbouring candidates two values lie apart."""
+        return (self.grid.place(low) - self.grid.place(high)) / 2
+
+    def _reason(self, best: int, value: float, own: Spread) -> str:
+        """What the candidates' table says, in words."""
+        larger, _, smaller = (f"{self.grid.at(i):.3g}" for i in self._around(best))
+        means = [f"{self._mean(index):.4f}" for index in self._around(best)]
+        # those tried on the first seed only have no mean to compare
+        count = sum(len(losses) == own.num_seeds for losses in self.losses.values())
+        over = f" on {own.num_seeds} seeds" if own.num_seeds > 1 else ""
+        mean = " in the mean" if over else ""
+        alone = f" ({own.lowest:.3g} to {own.highest:.3g} by each seed alone)" if over else ""
+        losses = [self.losses[index].values() for index in self._around(best)]
+        is_cut = max(map(max, losses)) > self.level
+        cut = f", where what ends above {self.level:.4g} counts as that," if is_cut else ""
+        return (
+            f"of {count} candidates trained for {len(self.shape)} steps{over},"
+            f" {self.grid.at(best):.3g} ends lowest{mean}{cut} at {means[1]} nats, {smaller} at"
+            f" {means[2]} and {larger} at {means[0]}; a parabola through the three is lowest at"
+            f" {value:.3g}{alone}"
+        )
 
 
 def lengths_for(
@@ -282,15 +359,17 @@ def lengths_for(
     num_ramp_steps: asked for in place of that number; all other lengths follow it.
     """
     steps = num_ramp_steps or min(200, max(40, num_run_steps // 9))
+    more_seeds = 2 if num_seeds > 1 else 0
     return Lengths(
         num_seeds=num_seeds,
         num_ramp_steps=steps,
         num_probes=6 if steps >= 100 else 2,
         num_probe_steps=min(30, max(12, steps // 4)),
         num_candidates=6 if steps >= 100 else 5,
-        num_repeats=2 * min(num_seeds - 1, 2 if steps >= 100 else 1),
+        num_repeats=4 * (num_seeds - 1) + 3 * more_seeds,
         num_race_steps=steps,
         num_run_steps=num_run_steps,
+        num_more_seeds=more_seeds,
     )
 
 
@@ -303,14 +382,19 @@ def decide(
     shape: np.ndarray,
     curve: str = "both",
     is_rate: bool = True,
+    own: float | None = None,
 ) -> Suggestion:
     """The whole decision: every trial it needs, then one value or the reason why there is none.
 
-    values: [num_ramp_steps] ascending, all above 0 unless they are evenly spaced. shape:
+    seeds: num_seeds of them, then those that more may be taken from. values: [num_ramp_steps]
+    ascending, all above 0 unless they are evenly spaced. shape:
     [num_race_steps] shares in [0, 1] of a candidate at each step of its trial: the recipe's own
     schedule shrunk to so many steps; ones for a scalar that has no schedule. curve: which of CURVES
     the rules read; candidates are judged on the held-out loss where there is one. is_rate: the
-    values are learning rates, of which a long run takes smaller ones than a short trial.
+    values are learning rates, of which a long run takes smaller ones than a short trial. own: the
+    recipe's value, where candidates start if no ramp says anything.
+
+    Ramps and rules say where to begin, however far they are apart; the candidates decide.
     """
     curves: list[Curve] = []
 
@@ -318,31 +402,31 @@ def decide(
         curves.append(trial(seed, given, purpose))
         return curves[-1]
 
-    ramps = [recorded(seed, values, "ramp") for seed in seeds]
+    ramps = [recorded(seed, values, "ramp") for seed in seeds[: lengths.num_ramps]]
     readings = [read(ramp, baselines, curve) for ramp in ramps]
     rules = {rule: spread([reading.rules[rule] for reading in readings]) for rule in RULES}
     edge, grid = spread([reading.edge for reading in readings]), CandidateGrid(values)
-    stable = unstable = value = None
-    candidates: tuple[Candidate, ...] = ()
+    stable = unstable = None
     if edge:
         stable, unstable = probe(recorded, seeds[0], grid, edge.median, lengths)
-    reason = trouble(readings)
-    if edge and not reason:
-        search = CandidateSearch(recorded, seeds, grid, lengths, shape, unstable)
-        search.run(float(np.median([found.median for found in rules.values() if found])))
-        candidates = search.candidates()
-        value, reason = search.result(baselines)
-        if is_rate:
-            value, reason = _for_the_run(value, reason, candidates, lengths)
-        value, reason = _checked(value, reason, rules, edge)
+    level = math.inf if baselines.held_out is None else baselines.held_out
+    search = CandidateSearch(recorded, seeds, grid, lengths, shape, level)
+    search.run(_middle(grid, [*rules.values(), edge], own))
+    value, interval, reason = search.result()
+    if value is not None and interval and is_rate and lengths.horizon_share < 1:
+        value, interval, reason = _for_the_run(value, interval, reason, lengths)
+    unread = [reading.reason for reading in readings if reading.reason]
+    if value is None and 2 * len(unread) >= len(readings):
+        reason += f"; in a ramp {unread[0]}"
     return Suggestion(
         value=value,
+        interval=interval,
         reason=reason if value is not None else f"no reliable suggestion: {reason}",
         rules=rules,
         edge=edge,
         stable=stable,
         unstable=unstable,
-        candidates=candidates,
+        candidates=search.candidates(),
         curves=tuple(curves),
         smoothing={
             which: smoothing_for(len(series(ramps[0], which)[1])) for which in ("train", "heldout")
@@ -351,27 +435,22 @@ def decide(
     )
 
 
+def _middle(grid: CandidateGrid, found: Sequence[Spread | None], own: float | None) -> float:
+    """Where candidates start: in the middle of all that rules and edges span; else at the recipe's
+    value, else in the middle of the range.
+    """
+    spans = [one for one in found if one]
+    if spans:
+        return grid.between(min(one.lowest for one in spans), max(one.highest for one in spans))
+    is_within = own is not None and grid.bottom <= own <= grid.top
+    return own if own is not None and is_within else grid.between(grid.bottom, grid.top)
+
+
 def _for_the_run(
-    value: float | None, reason: str, candidates: Sequence[Candidate], lengths: Lengths
-) -> tuple[float | None, str]:
-    """A share of the best candidate, for a run that is longer than its trial."""
+    value: float, interval: Spread, reason: str, lengths: Lengths
+) -> tuple[float, Spread, str]:
+    """A share of the value, for a run that is longer than its trials."""
     share = lengths.horizon_share
-    if value is None or share == 1:
-        return value, reason
-    fitting = value * share
-    # where it was tried too it is that very number
-    same = (one.value for one in candidates if np.isclose(one.value, fitting, rtol=1e-9))
-    reason += f", and {share:.2g} of it suits a run of {lengths.num_run_steps}"
-    return next(same, fitting), reason
-
-
-def _checked(
-    value: float | None, reason: str, rules: Mapping[str, Spread | None], edge: Spread
-) -> tuple[float | None, str]:
-    """No value where all rules disagree with it."""
-    if value is None:
-        return None, reason
-    why_not = disagreement(value, rules, edge.median)
-    if why_not:
-        return None, why_not
-    return value, f"{reason}; a ramp's loss turns up at {edge.median:.3g}"
+    scaled = (interval.median * share, interval.lowest * share, interval.highest * share)
+    reason += f"; {share:.2g} of it suits a run of {lengths.num_run_steps}: {value * share:.3g}"
+    return value * share, Spread(*scaled, interval.num_seeds), reason

@@ -25,7 +25,7 @@ from torch.utils.tensorboard import SummaryWriter
 from trainer.base import provenance
 from trainer.base.disk import write_atomically
 from trainer.base.plugins import loaded_plugins
-from trainer.lr_finder.plots import draw, plot, plot_columns
+from trainer.lr_finder.plots import draw, interval_text, plot, plot_columns
 from trainer.lr_finder.rules import Candidate, Curve, is_even
 from trainer.lr_finder.trial import TrialLog
 from trainer.recipe.plan import Plan
@@ -90,6 +90,7 @@ def plain_suggestion(found) -> dict[str, Any]:
     suggestion, plan = found.suggestion, found.plan
     return {
         "value": suggestion.value,
+        "interval": suggestion.interval and dataclasses.asdict(suggestion.interval),
         "reason": suggestion.reason,
         "command": found.command,
         "scalar": found.scalar.label,
@@ -106,7 +107,8 @@ def plain_suggestion(found) -> dict[str, Any]:
         "stable": suggestion.stable,
         "unstable": suggestion.unstable,
         "candidates": [
-            {"value": one.value, "losses": _plain_losses(one)} for one in suggestion.candidates
+            {"value": one.value, "losses": _plain_losses(one), "mean": _plain(one.mean)}
+            for one in suggestion.candidates
         ],
         "smoothing": dict(suggestion.smoothing),
         "floors": dataclasses.asdict(suggestion.baselines),
@@ -120,9 +122,12 @@ def plain_suggestion(found) -> dict[str, Any]:
 
 
 def _plain_losses(candidate: Candidate) -> dict[str, float | None]:
+    return {str(seed): _plain(loss) for seed, loss in candidate.losses.items()}
+
+
+def _plain(loss: float) -> float | None:
     """JSON has no infinity: a trial that diverged has no loss."""
-    losses = candidate.losses.items()
-    return {str(seed): loss if math.isfinite(loss) else None for seed, loss in losses}
+    return loss if math.isfinite(loss) else None
 
 
 def _write_tensorboard(folder: Path, curves: tuple[Curve, ...]) -> None:
@@ -160,12 +165,13 @@ def print_plan_head(out: Console, setup) -> None:
         f"held out: {held} of {left + held} training images; the validation split is not looked at"
     )
     out.print(
-        f"{lengths.num_seeds} ramps of {lengths.num_ramp_steps} steps, up to {lengths.num_probes}"
+        f"{lengths.num_ramps} ramps of {lengths.num_ramp_steps} steps, up to {lengths.num_probes}"
         f" probes of {lengths.num_probe_steps} and {lengths.num_candidates + lengths.num_repeats}"
         f" candidate trials of {lengths.num_race_steps}: at most {lengths.most_steps:,} steps"
     )
     settings = setup.settings
-    out.print(f"{settings.device}, {settings.precision}, {settings.num_threads} threads")
+    threads = f"{settings.num_threads} thread{'s' * (settings.num_threads != 1)}"
+    out.print(f"{settings.device}, {settings.precision}, {threads}")
 
 
 class TerminalLog(TrialLog):
@@ -241,7 +247,8 @@ def result(out: Console, found) -> None:
         out.print(suggestion.reason, style="bold yellow", markup=False)
     else:
         own = "" if found.scalar.own is None else f" (the recipe has {found.scalar.own:.3g})"
-        line = f"{found.scalar.label} {suggestion.value:.3g}{own}: {suggestion.reason}"
+        line = f"{found.scalar.label} {suggestion.value:.3g}{interval_text(suggestion.interval)}"
+        line += f"{own}: {suggestion.reason}"
         out.print(line, style="bold green", markup=False)
         if found.scalar.is_rate:
             out.print(validity_line(found), markup=False)
@@ -266,15 +273,15 @@ def rules_table(found) -> Table:
 
 
 def candidates_table(found) -> Table:
-    """Each candidate's last held-out loss, by seed."""
+    """Each candidate's last held-out loss, by seed, and the mean that they are compared by."""
     candidates = found.suggestion.candidates
     seeds = sorted({seed for one in candidates for seed in one.losses})
-    headings = "candidates: final held-out loss", *(f"seed {seed}" for seed in seeds)
+    headings = "candidates: final held-out loss", *(f"seed {seed}" for seed in seeds), "mean"
     table = Table(*headings, box=None, pad_edge=False)
     for one in candidates:
         losses = (_loss_text(one.losses.get(seed)) for seed in seeds)
-        style = "bold green" if one.value == found.suggestion.value else None
-        table.add_row(f"{one.value:.3g}", *losses, style=style)
+        is_compared = len(one.losses) == len(seeds)
+        table.add_row(f"{one.value:.3g}", *losses, f"{one.mean:.4f}" if is_compared else "")
     return table
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 from rich.console import Console
 from rich.text import Text
 
@@ -16,8 +18,6 @@ from trainer.lr_finder.rules import (
     Spread,
     is_even,
     series,
-    smoothed,
-    smoothing_for,
     start_of,
 )
 from trainer.notebook import NotebookFigure
@@ -37,6 +37,8 @@ _MARKS: dict[
 }
 # of the axis of losses, as a share of where they start: less would make hills of noise
 _LEAST_HEIGHT = 0.05
+# of that axis: what is below the cut, what is above it, between two labels
+_LINEAR_SHARE, _LOG_SHARE, _LEAST_BETWEEN = 0.7, 0.3, 0.07
 _ROW_PX = 17  # between two rows of labels
 # for the title and three rows of labels; for the axis and the legend
 _ABOVE_PX, _BELOW_PX = 108, 100
@@ -46,16 +48,14 @@ _DOTS = (0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80)
 
 
 def median_curve(curves: list[Curve], which: str) -> tuple[np.ndarray, np.ndarray]:
-    """The median over ramps of their smoothed losses, at the values that at least half of them
+    """The median over ramps of their losses as measured, at the values that at least half of them
     reached.
     """
     by_value: dict[float, list[float]] = {}
     for curve in curves:
         values, losses = series(curve, which)
-        if len(values):
-            losses = smoothed(losses, smoothing_for(len(losses)))
-            for value, loss in zip(values.tolist(), losses.tolist(), strict=True):
-                by_value.setdefault(value, []).append(loss)
+        for value, loss in zip(values.tolist(), losses.tolist(), strict=True):
+            by_value.setdefault(value, []).append(loss)
     reached = sorted(value for value, losses in by_value.items() if 2 * len(losses) >= len(curves))
     return np.array(reached), np.array([np.median(by_value[value]) for value in reached])
 
@@ -103,6 +103,9 @@ def draw(found) -> NotebookFigure:
         for name, value in marks(found).items():
             colour, style, width, *_ = _MARKS[name]
             panel.axvline(value, color=colour, linestyle=style, linewidth=width, zorder=1.5)
+        if suggestion.value is not None and suggestion.interval:
+            ends = suggestion.interval.lowest, suggestion.interval.highest
+            panel.axvspan(*ends, color=GREEN, alpha=0.15, linewidth=0, zorder=0.5)
         panel.yaxis.set_label_coords(-0.085, 0.5)
     panels[-1].set_xlabel(axis_name(found))
     figure.suptitle(title(found), fontsize=11, x=0.012, y=1 - 8 / height_px, ha="left", va="top")
@@ -115,11 +118,20 @@ def draw(found) -> NotebookFigure:
 def title(found) -> str:
     """What was tested and what came out, in two lines."""
     plan, value = found.plan, found.suggestion.value
-    answer = "no reliable suggestion" if value is None else f"recommended {value:.3g}"
+    answer = "no reliable suggestion"
+    if value is not None:
+        answer = f"recommended {value:.3g}{interval_text(found.suggestion.interval)}"
     return (
         f"{plan.recipe.name}.v{plan.recipe.version} on {plan.model}, {plan.profile.name},"
         f" {plan.recipe.batch.images} images per step\n{found.scalar.label}: {answer}"
     )
+
+
+def interval_text(interval: Spread | None) -> str:
+    """What single seeds say, after the value: `, 0.012 to 0.018 over 3 seeds`; empty for one."""
+    if interval is None or interval.num_seeds < 2:
+        return ""
+    return f", {interval.lowest:.3g} to {interval.highest:.3g} over {interval.num_seeds} seeds"
 
 
 def axis_name(found) -> str:
@@ -145,13 +157,84 @@ def _draw_losses(panel, found) -> None:
         panel.plot(*median, color=_COLOURS[which], linewidth=2.4, label=label)
     if medians:
         baselines = _draw_baselines(panel, found.suggestion.baselines, list(medians))
-        low, high = _levels([losses for _, losses in medians.values()], baselines)
-        height = max(high - low, _LEAST_HEIGHT * abs(high)) or 1.0
-        panel.set_ylim(low - 0.12 * height, high + 0.45 * height)
+        axis = LossAxis.of([losses for _, losses in medians.values()], baselines)
+        panel.set_yscale("function", functions=(axis.place, axis.loss_at))
+        panel.set_ylim(axis.low, axis.top)
+        panel.set_yticks(axis.ticks(), [f"{tick:g}" for tick in axis.ticks()])
+        panel.minorticks_off()
+        if axis.is_broken:
+            panel.axhspan(axis.cut, axis.top, color="#F1F1F1", linewidth=0, zorder=0)
+            look = {"fontsize": 8, "color": GREY, "va": "top", "backgroundcolor": "#F1F1F1"}
+            said = "here the scale is logarithmic, and rules count a loss as that of the start"
+            place = 0.012, 0.965
+            panel.text(*place, said, transform=panel.transAxes, **look)
     panel.set_ylabel("loss (nats)")
     if not is_even(found.values):
         panel.set_xscale("log")
     panel.set_xlim(found.values[0], found.values[-1])
+
+
+@dataclass(frozen=True)
+class LossAxis:
+    """Where a loss stands on the upright axis, from 0 at `low` to 1 at `top`: linear up to `cut`,
+    logarithmic above, so that both a valley and an explosion can be read.
+
+    cut: the level of the curves' beginning with some room, where rules cut them. It is the top
+    where no curve goes far beyond.
+    """
+
+    low: float
+    cut: float
+    top: float
+
+    @classmethod
+    def of(cls, curves: Sequence[np.ndarray], others: Sequence[float] = ()) -> LossAxis:
+        """For curves [m] of losses, and levels that must be seen too."""
+        least = min([*(float(losses.min()) for losses in curves), *others])
+        start = max([*(start_of(losses) for losses in curves), *others])
+        most = max(float(losses.max()) for losses in curves)
+        height = max(start - least, _LEAST_HEIGHT * abs(start)) or 1.0
+        low, cut = least - 0.12 * height, start + 0.15 * height
+        if most <= cut + 0.3 * height:
+            return cls(low, max(cut, most), max(cut, most))
+        return cls(low, cut, cut + 1.5 * (most - cut))
+
+    @property
+    def is_broken(self) -> bool:
+        return self.top > self.cut
+
+    @property
+    def _heights(self) -> float:
+        """The broken part in units of the linear one's height."""
+        return (self.top - self.cut) / (self.cut - self.low)
+
+    def place(self, losses):
+        """[n] losses to places on the axis."""
+        linear = (np.asarray(losses, dtype=float) - self.low) / (self.cut - self.low)
+        if not self.is_broken:
+            return linear
+        above = np.log1p(np.maximum(linear - 1, 0)) / math.log1p(self._heights)
+        return np.where(linear <= 1, _LINEAR_SHARE * linear, _LINEAR_SHARE + _LOG_SHARE * above)
+
+    def loss_at(self, places):
+        """[n] places to losses: the other way round."""
+        places = np.asarray(places, dtype=float)
+        linear = places / _LINEAR_SHARE if self.is_broken else places
+        if self.is_broken:
+            share = np.maximum(places - _LINEAR_SHARE, 0) / _LOG_SHARE
+            linear = np.where(linear <= 1, linear, 1 + np.expm1(share * math.log1p(self._heights)))
+        return self.low + linear * (self.cut - self.low)
+
+    def ticks(self) -> list[float]:
+        """Even ones in the linear part, powers of ten above it, none near another."""
+        even = MaxNLocator(6).tick_values(self.low, self.cut)
+        ticks = [float(tick) for tick in even if self.low <= tick <= self.cut]
+        powers = [10.0**power for power in range(-9, 39)] if self.is_broken else []
+        for tick in powers:
+            is_free = self.place(tick) - self.place(ticks[-1]) > _LEAST_BETWEEN
+            if self.cut < tick <= self.top and is_free:
+                ticks.append(tick)
+        return ticks
 
 
 def _draw_baselines(panel, baselines: BaselineLosses, shown: Sequence[str]) -> list[float]:
@@ -188,11 +271,10 @@ def _draw_candidates(panel, found) -> None:
     candidates, top = found.suggestion.candidates, _highest_shown(found)
     dot = {"markersize": 6, "markeredgecolor": "black", "markeredgewidth": 0.6, "clip_on": False}
     for candidate in candidates:
-        colour = GREEN if candidate.value == found.suggestion.value else GREY
         for loss in candidate.losses.values():
             marker = "o" if loss <= top else "^"
-            panel.plot([candidate.value], [min(loss, top)], marker, color=colour, **dot)
-    means = [(one.value, min(float(np.mean(list(one.losses.values()))), top)) for one in candidates]
+            panel.plot([candidate.value], [min(loss, top)], marker, color=GREY, **dot)
+    means = [(one.value, min(one.mean, top)) for one in candidates]
     panel.plot(*zip(*means, strict=True), color=GREY, linewidth=1, zorder=1)
     length = found.asked["lengths"]["num_race_steps"]
     panel.set_ylabel(f"candidates: held-out\nloss, {length} steps", fontsize=8.5)
@@ -247,27 +329,20 @@ def plot(found, num_columns: int) -> list[Text]:
     medians = median_curves(found)
     if not medians:
         return [Text("no curve: the loss was NaN or infinite from the first step on")]
-    low, high = _levels([losses for _, losses in medians.values()])
-    high += 0.15 * ((high - low) or abs(high) or 1.0)
+    levels = LossAxis.of([losses for _, losses in medians.values()])
     column = _column_of(found.values, 2 * num_columns)
     grid = np.zeros((_PLOT_ROWS, num_columns), dtype=int)
     styles = [[""] * num_columns for _ in range(_PLOT_ROWS)]
     for which, (values, losses) in medians.items():
         columns = [column(value) for value in values]
-        _trace(grid, styles, columns, losses, low, high, _STYLES[which])
+        _trace(grid, styles, columns, levels.place(losses), _STYLES[which])
     upright = {
         column(value) // 2: _MARKS[name][3:] for name, value in reversed(_plotted(found).items())
     }
     lines = [
-        _row(grid[row], styles[row], upright, _level(row, low, high)) for row in range(_PLOT_ROWS)
+        _row(grid[row], styles[row], upright, _level(row, levels)) for row in range(_PLOT_ROWS)
     ]
     return [*lines, _axis(found.values, column, num_columns), _legend(list(medians), found)]
-
-
-def _levels(curves: Sequence[np.ndarray], others: Sequence[float] = ()) -> tuple[float, float]:
-    """The lowest loss of curves and the highest at which they start, whatever they end at."""
-    lows, highs = [float(losses.min()) for losses in curves], [start_of(one) for one in curves]
-    return min([*lows, *others]), max([*highs, *others])
 
 
 def _plotted(found) -> dict[str, float]:
@@ -286,31 +361,32 @@ def _trace(
     grid: np.ndarray,
     styles: list[list[str]],
     columns: list[int],
-    losses: np.ndarray,
-    low: float,
-    high: float,
+    places: np.ndarray,
     style: str,
 ) -> None:
-    """Put a line of dots into the grid; what is higher than it leaves at its top."""
+    """Put a line of dots into the grid. places: [n] of the axis, 0 at the bottom and 1 at the
+    top.
+    """
     num_dots = 4 * len(grid)
     before = None
     for dot in range(columns[0], columns[-1] + 1):
-        share = (high - float(np.interp(dot, columns, losses))) / (high - low)
-        now = min(num_dots - 1, int(share * (num_dots - 1) + 0.5)) if share >= 0 else -1
-        if now < 0 and before in (None, -1):
-            continue
+        share = 1 - float(np.interp(dot, columns, places))
+        now = min(num_dots - 1, max(0, int(share * (num_dots - 1) + 0.5)))
         start = now if before is None else before + (now > before) - (now < before)
         # a steep piece has no gaps
-        for from_top in range(max(0, min(start, now)), max(start, now) + 1):
+        for from_top in range(min(start, now), max(start, now) + 1):
             grid[from_top // 4, dot // 2] |= _DOTS[dot % 2][from_top % 4]
             styles[from_top // 4][dot // 2] = style
         before = now
 
 
-def _level(row: int, low: float, high: float) -> str:
-    if row not in (0, _PLOT_ROWS // 2, _PLOT_ROWS - 1):
+def _level(row: int, levels: LossAxis) -> str:
+    shown = [0, _PLOT_ROWS // 2, _PLOT_ROWS - 1]
+    if levels.is_broken:
+        shown.append(round((1 - _LINEAR_SHARE) * (_PLOT_ROWS - 1)))
+    if row not in shown:
         return " " * 9
-    return f"{high - (high - low) * row / (_PLOT_ROWS - 1):9.4g}"
+    return f"{float(levels.loss_at(1 - row / (_PLOT_ROWS - 1))):9.4g}"
 
 
 def _row(dots: np.ndarray, styles: list[str], upright: dict[int, Any], level: str) -> Text:

@@ -11,8 +11,6 @@ import numpy as np
 RULES = ("steepest", "valley", "minimum / 10", "edge / 10")
 CURVES = ("train", "heldout", "both")
 
-# between seeds, and between the value and the nearest rule: beyond it there is no suggestion
-MOST_DISAGREEMENT = 3.0
 LEAST_POINTS = 8
 LEAST_FALL_SHARE = 0.01  # of the level it falls from: less is no learning
 # standard errors of a window's mean: the lowest of many windows of mere noise lies some 3 down
@@ -69,11 +67,13 @@ class Spread:
 @dataclass(frozen=True)
 class Candidate:
     """A value that was tried for a short while. losses: its loss after the last step in nats, by
-    seed; infinite where it diverged.
+    seed; infinite where it diverged. mean: of them, where none counts for more than the loss of
+    knowing nothing.
     """
 
     value: float
     losses: Mapping[int, float]
+    mean: float
 
 
 @dataclass(frozen=True)
@@ -81,14 +81,16 @@ class Suggestion:
     """The recommended value and why, in one sentence; value is None where there is no reliable one,
     and why not.
 
-    rules: what each of RULES finds, over seeds; None where most seeds find nothing. edge: where the
-    ramp's loss turns up, over seeds. stable, unstable: constant values between which a short run
-    begins to grow; None where no probe found it. candidates: what was measured of them, values
-    ascending. curves: every trial, in the order taken. smoothing: share of the past in each step of
-    the moving average, by the curve it smoothed.
+    interval: what each seed's candidates say alone: their median, lowest and highest; None where
+    the candidates decide nothing. rules: what each of RULES finds, over seeds; None where most
+    seeds find nothing. edge: where the ramp's loss turns up, over seeds. stable, unstable: constant
+    values between which a short run begins to grow; None where no probe found it. candidates: what
+    was measured of them, values ascending. curves: every trial, in the order taken. smoothing:
+    share of the past in each step of the moving average, by the curve it smoothed.
     """
 
     value: float | None
+    interval: Spread | None
     reason: str
     rules: Mapping[str, Spread | None]
     edge: Spread | None
@@ -314,37 +316,3 @@ def spread(values: Sequence[float | None]) -> Spread | None:
     if 2 * len(found) <= len(values):
         return None
     return Spread(float(np.median(found)), min(found), max(found), len(found))
-
-
-def trouble(readings: Sequence[Reading]) -> str:
-    """Why these readings, one a seed, bear no suggestion; empty where they may."""
-    reasons = [reading.reason for reading in readings if reading.reason]
-    if 2 * len(reasons) >= len(readings):
-        return reasons[0]
-    edge = spread([reading.edge for reading in readings])
-    if edge is None:
-        return "the loss does not turn up before the end of the ramp; try a larger to="
-    if edge.highest > MOST_DISAGREEMENT * edge.lowest:
-        return (
-            f"the seeds' edges differ {edge.highest / edge.lowest:.2g}-fold, from {edge.lowest:.3g}"
-            f" to {edge.highest:.3g}"
-        )
-    return ""
-
-
-def disagreement(value: float, rules: Mapping[str, Spread | None], edge: float) -> str:
-    """Why a value that follows from the candidates is not to be trusted: it lies beside all that
-    the rules span.
-
-    That is between a third of the lowest rule's value and three times the highest's, or half the
-    edge where that is more.
-    """
-    found = {rule: one.median for rule, one in rules.items() if one}
-    high = max(MOST_DISAGREEMENT * max(found.values()), edge / 2)
-    if min(found.values()) / MOST_DISAGREEMENT <= value <= high:
-        return ""
-    said = ", ".join(f"{rule} {median:.3g}" for rule, median in found.items())
-    return (
-        f"the rules disagree more than {MOST_DISAGREEMENT:g}-fold with the candidate trials, which"
-        f" suggest {value:.3g}: {said}"
-    )

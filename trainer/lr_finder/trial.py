@@ -21,6 +21,7 @@ from trainer.base.disk import write_atomically
 from trainer.base.json_text import json_file
 from trainer.base.settings import Settings
 from trainer.data.dataset import OpenedData
+from trainer.data.workers import Watch
 from trainer.distributed.communicator import Ranks, alone
 from trainer.engine.state import TrainingState, algorithms_kept, set_algorithms
 from trainer.engine.train import optimizer_step
@@ -132,8 +133,9 @@ class Trials:
 
     plan: without a schedule, over what the slice leaves of train. peak: the recipe's learning rate.
     rate_shape: shares of it in a candidate's trial, where the scalar is another number; a ramp and
-    a probe then stay at the peak. check: called before every step, by all ranks; what it raises
-    ends the trial. Ranks end together: what ends a trial is the same number on all.
+    a probe then stay at the peak. check: called before every step, by all ranks; watch.check: by
+    one that waits for images; what they raise ends the trial. Ranks end together: what ends a trial
+    is the same number on all.
     """
 
     def __init__(
@@ -147,11 +149,12 @@ class Trials:
         log: TrialLog | None = None,
         check: Callable[[], None] = lambda: None,
         ranks: Ranks = alone(),
+        watch: Watch = Watch(),
     ) -> None:
         self.plan, self.settings, self.data, self.scalar = plan, settings, data, scalar
         self.rate_shape, self.kept, self.log = rate_shape, kept, log or TrialLog()
-        self.check, self.ranks = check, ranks
-        self.held_out = HeldOut(plan, settings, data, ranks)
+        self.check, self.ranks, self.watch = check, ranks, watch
+        self.held_out = HeldOut(plan, settings, data, ranks, watch)
 
     def __call__(self, seed: int, values: np.ndarray, purpose: str) -> Curve:
         """The curve of one trial: an optimizer step with each value [N], in order, as far as the
@@ -178,7 +181,7 @@ class Trials:
         state.plan = plan
         hyperparameter = HyperparameterSetter(self.scalar, state)
         record = _Record(self.held_out.loss(state.model))
-        window = self.data.train_stream(plan, self.settings, 0, self.ranks)
+        window = self.data.train_stream(plan, self.settings, 0, self.ranks, watch=self.watch)
         every = max(1, len(values) // NUM_MEASURES) if purpose == "ramp" else len(values)
         taken = 0
         for step in range(plan.num_steps):

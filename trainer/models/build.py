@@ -12,10 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from trainer.base import streams
 from trainer.base.errors import PlanError, did_you_mean
-from trainer.models.edit.layer_kinds import FROZEN_NORMS, AnyBatchNorm, RunningNorm
+from trainer.models.edit.layer_kinds import FROZEN_NORMS, AnyBatchNorm, RunningNorm, can_join
 from trainer.models.edit.replacement import Replacement, is_norm
 from trainer.models.initialization import initialize_weights
 from trainer.models.parts.depth import LayerScale
+from trainer.models.parts.norm_layers import StepNorm
 
 if TYPE_CHECKING:
     from trainer.recipe.plan import Plan
@@ -73,6 +74,7 @@ def assemble(plan: Plan) -> tuple[nn.Module, tuple[Replacement, ...]]:
         replacements += initialize_weights(model, plan.recipe.model, plan.profile.num_classes)
         _check_sizes(plan, model)
         _check_sample(plan, model)
+        _check_joined(plan, model)
         check_precise_norm(plan, model)
     return model, replacements
 
@@ -215,11 +217,44 @@ def _single_value(model: nn.Module, channels: int, image_px: int) -> str | None:
     return found[0] if found else None
 
 
+def _check_joined(plan: Plan, model: nn.Module) -> None:
+    """Reject ranks that would share a statistics sample of norms that cannot be joined."""
+    num_parts, batch = plan.assignment(0, plan.world_size).num_parts, plan.recipe.batch
+    norms = norms_of_micro_batch(model)
+    if num_parts == 1 or not norms:
+        return
+    number = plan.num_micro_batches
+    fitting = [n for n in range(1, number + 1) if number % n == 0]
+    ranks = f"use {', '.join(map(str, fitting))} rank{'s' * (number > 1)}"
+    what = f"{num_parts} of the {plan.world_size} ranks would share each statistics sample"
+    for name, norm in norms.items():
+        if not can_join(norm):
+            raise PlanError(f"{what}, which {name} ({type(norm).__name__}) cannot join", ranks)
+    if plan.recipe.images_together > batch.norm_images:
+        raise PlanError(
+            f"{what} of {batch.norm_images} images, and a mixing unit spans several of them",
+            f'{ranks}, or set="mix.images={batch.norm_images}"',
+            path=("mix", "images"),
+        )
+
+
 def has_statistics(norm: nn.Module) -> bool:
     """Are there running statistics that training moves? timm's frozen norms have them as
     constants.
     """
     return getattr(norm, "running_var", None) is not None and not FROZEN_NORMS.has(norm)
+
+
+def norms_of_micro_batch(model: nn.Module) -> dict[str, nn.Module]:
+    """The norms, by name, that normalize by the statistics of a micro-batch: for them its size is
+    science.
+    """
+    named = {
+        name: module
+        for name, module in model.named_modules()
+        if is_norm(module) and has_statistics(module)
+    }
+    return {name: module for name, module in named.items() if not isinstance(module, StepNorm)}
 
 
 def running_norms(model: nn.Module) -> list[RunningNorm]:

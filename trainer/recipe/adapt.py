@@ -167,7 +167,7 @@ def _fit_lengths(changes: dict[str, Any], recipe: Recipe, adapt: Adapt, num_trai
 def _warmup_steps(before: int, recipe: Recipe, adapt: Adapt, num_train: int) -> dict[str, Any]:
     """The same share of the run's steps, at least one; none where the profile says so."""
     if adapt.warmup_epochs == 0:
-        return {"lr.warmup_steps": None, **_without_warmup(recipe)}
+        return recipe.lr.without_warmup("warmup_steps")
     recipe_steps, run_steps = _num_steps(recipe, adapt, num_train)
     if recipe_steps == run_steps:
         return {}
@@ -191,18 +191,7 @@ def _warmup_epochs(share: float, epochs: int, recipe: Recipe, adapt: Adapt) -> d
     warmup_epochs = max(1, round(share * epochs)) if own is None else own
     if warmup_epochs:
         return {"lr.warmup_epochs": warmup_epochs}
-    return {"lr.warmup_epochs": None, **_without_warmup(recipe)}
-
-
-def _without_warmup(recipe: Recipe) -> dict[str, bool | None]:
-    """Off with the length goes all that is about the warm-up."""
-    keys = ("warmup_from", "warmup_ends_at_peak", "warmup_multiplies", "warmup_updated")
-    values = {key: getattr(recipe.lr, key) for key in keys}
-    return {
-        f"lr.{key}": False if value is True else None
-        for key, value in values.items()
-        if value is not None and value is not False
-    }
+    return recipe.lr.without_warmup("warmup_epochs")
 
 
 def _fit_average(changes: dict[str, Any], recipe: Recipe, adapt: Adapt, num_train: int) -> None:

@@ -10,6 +10,7 @@ none. tree.find reads labels.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
@@ -49,9 +50,15 @@ _MADE_OF = {
 _LONGEST_QUOTE = 60
 
 
-def refuse(path: Path, found: str, hint: str = "", kind: str = "conflict") -> ConfigError:
+def refuse(
+    path: Path,
+    found: str,
+    hint: str = "",
+    kind: str = "conflict",
+    fix: Mapping[str, Any] | None = None,
+) -> ConfigError:
     """What a recipe's own validator raises: the path is counted from the recipe being validated."""
-    return ConfigError(found, hint, path=path, kind=kind)
+    return ConfigError(found, hint, path=path, kind=kind, fix=fix)
 
 
 def check(kind: type[Kind], data: Mapping[str, Any], line: Callable[[Path], int] = len) -> Kind:
@@ -76,7 +83,9 @@ def check(kind: type[Kind], data: Mapping[str, Any], line: Callable[[Path], int]
             errors.append(_error(kind, data, path, one))
     # A missing key beside one that is wrong is the same key, mistyped.
     wrong = {error.path[:-1] for error in errors}
-    errors += [_missing(data, path, keys) for path, keys in missing.items() if path not in wrong]
+    errors += [
+        _missing(kind, data, path, keys) for path, keys in missing.items() if path not in wrong
+    ]
     raise min(errors, key=lambda error: line(error.path)) from None
 
 
@@ -115,6 +124,15 @@ def quoted(value: Any) -> str:
         return f"a list of {len(value)}"
     text = repr(value)
     return text if len(text) <= _LONGEST_QUOTE else text[: _LONGEST_QUOTE - 3] + "..."
+
+
+def written(value: Any) -> str:
+    """A value as a recipe and set= read it, on one line, without quotation marks."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {written(part)}" for key, part in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(written, value))}]"
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def kinds_in(annotation: Any) -> list[type[BaseModel]]:
@@ -218,7 +236,9 @@ def _error(
     )
 
 
-def _missing(data: Any, path: Path, keys: Sequence[str | int]) -> ConfigError:
+def _missing(
+    kind: type[BaseModel], data: Any, path: Path, keys: Sequence[str | int]
+) -> ConfigError:
     """Keys that are not there; the path is that of the section."""
     place = _place(data, path)
     if isinstance(
@@ -227,10 +247,23 @@ def _missing(data: Any, path: Path, keys: Sequence[str | int]) -> ConfigError:
         found, hint = f"{place} is a list of {keys[0]}", f"write {last + 1} values"
         return ConfigError(found, hint, path=path, kind="missing")
     them, these = ("them", "these") if len(keys) > 1 else ("it", "this one")
-    hint = f"add {them}: an absent key means off, and {these} cannot be off"
-    return ConfigError(
-        f"{place} has no {', '.join(map(str, keys))}", hint, path=path, kind="missing"
-    )
+    example = _example(kind, data, path, keys)
+    such = ", ".join(f"{key}: {written(value)}" for key, value in example.items())
+    hint = f"add {such or them}: an absent key means off, and {these} cannot be off"
+    found = f"{place} has no {', '.join(map(str, keys))}"
+    fix = {f"{label_of(data, path)}.{key}": value for key, value in example.items()}
+    return ConfigError(found, hint, path=path, kind="missing", fix=fix)
+
+
+def _example(
+    kind: type[BaseModel], data: Any, path: Path, keys: Sequence[str | int]
+) -> dict[str, Any]:
+    """The component's own example of the keys that are missing; empty where it has not all."""
+    for one in chosen(kinds_at(kind, data, path), value_at(data, path)):
+        example = getattr(one, "example", {})
+        if all(key in example for key in keys):
+            return {str(key): example[key] for key in keys}
+    return {}
 
 
 def _no_name(kind: type[BaseModel], data: Mapping[str, Any], path: Path) -> ConfigError:

@@ -1,9 +1,9 @@
 """YAML text to typed values, or one error with file, line and what to do.
 
-A recipe is read as strictly as it can be: YAML 1.1 takes `no` for false, `1:30` for 90, `010` for 8
-and `5e-3` for text, and says nothing about a key written twice. Here each of these is an error, and
-so is all that would let a recipe say something elsewhere than where it is read: anchors, aliases,
-merge keys, tags.
+A recipe is read as strictly as it can be: YAML 1.1 takes `no` for false, `1:30` for 90 and `010`
+for 8, and says nothing about a key written twice. Here each of these is an error, and so is all
+that would let a recipe say something elsewhere than where it is read: anchors, aliases, merge keys,
+tags. `5e-3`, text in YAML 1.1 and a number in YAML 1.2, is a number, here and in set=.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ DEEPEST_NESTING = 20
 
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 _FRACTION = re.compile(r"-?(0|[1-9][0-9]{0,17})\.[0-9]{1,40}([eE][-+][0-9]{1,4})?")
+# 5e-3, 1.5e3: text in YAML 1.1
+_WITH_EXPONENT = re.compile(r"-?(0|[1-9][0-9]{0,17})(\.[0-9]{1,40})?[eE][-+]?[0-9]{1,4}")
 # one way to match: no text takes long
 _ALMOST_A_NUMBER = re.compile(r"[-+]?(\d+(_\d+)*(\.\d*)?|\.\d+)([eE][-+]?\d+)?")
 # Nor what turns the direction of the text around it: a line would read otherwise than it says.
@@ -98,11 +100,9 @@ def parse_recipe(text: str, place: str, kind: type[Kind]) -> tuple[Kind, Positio
         raise positions.located(error, error.path) from None
 
 
-def parse(text: str, place: str, reads_bare_exponents: bool = False) -> tuple[Any, Positions]:
+def parse(text: str, place: str) -> tuple[Any, Positions]:
     """YAML text as plain data (dict, tuple, str, bool, int, float, None), and where each part of it
     stands.
-
-    reads_bare_exponents: 5e-3 is a number, as on a command line, where every type is known.
 
     Raises ConfigError for text that is not YAML, or is YAML of the kinds that mislead.
     """
@@ -111,7 +111,7 @@ def parse(text: str, place: str, reads_bare_exponents: bool = False) -> tuple[An
         raise ConfigError(
             f"the character {found.group()!a}", "a recipe is printable text", place=place, line=line
         )
-    reader = _Reader(Positions(place), reads_bare_exponents)
+    reader = _Reader(Positions(place))
     return reader.value(_compose(text, place), ()), reader.positions
 
 
@@ -207,9 +207,8 @@ def _yaml_problem(problem: str) -> tuple[str, str]:
 class _Reader:
     """Nodes to plain data. `positions` is filled on the way."""
 
-    def __init__(self, positions: Positions, reads_bare_exponents: bool):
+    def __init__(self, positions: Positions):
         self.positions = positions
-        self.reads_bare_exponents = reads_bare_exponents
 
     def value(self, node: yaml.Node, path: ValuePath) -> Any:
         self.positions.lines.setdefault(path, node.start_mark.line + 1)
@@ -274,7 +273,7 @@ class _Reader:
             raise self._error(
                 node, f"{text[:40]} is no finite number", "write one, or quote it for text"
             )
-        if self.reads_bare_exponents:
+        if _WITH_EXPONENT.fullmatch(text):
             return number
         written = to_yaml(int(text) if text.isdigit() else number)
         raise self._error(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import shlex
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from trainer.base.errors import ConfigError, OverrideError, Path
+from trainer.base.errors import ConfigError, Error, OverrideError, Path, UserError
 from trainer.recipe import tree
 from trainer.recipe.check import (
     check,
@@ -21,6 +22,7 @@ from trainer.recipe.check import (
     suggestion,
     tag_of,
     value_at,
+    written,
 )
 from trainer.recipe.load import parse
 
@@ -44,7 +46,7 @@ class Deviation:
 def overrides_of(text: str) -> dict[str, Any]:
     """Text such as `epochs=5 mix={name: mixup, alpha: 0.2}` as plain values by label.
 
-    5e-3 is a number here, where all types are known; no, yes and 1:30 are refused as in a recipe.
+    Values are read as in a recipe: 5e-3 is a number; no, yes and 1:30 are refused.
 
     Raises OverrideError for an item that is no `path=value`, is there twice, or whose value
     misleads.
@@ -64,7 +66,7 @@ def overrides_of(text: str) -> dict[str, Any]:
         if found:
             raise OverrideError(found, hint, place=f"set={item}", labels=(label,))
         try:
-            overrides[label] = parse(value, "set", reads_bare_exponents=True)[0]
+            overrides[label] = parse(value, "set")[0]
         except ConfigError as error:
             raise _about(error, f"set={item}", (label,)) from None
     return overrides
@@ -101,7 +103,7 @@ def overridden(
 
     Raises OverrideError for a path that the recipe cannot have, or for values that do not fit.
     """
-    after = _after(recipe, overrides, origin, locked)
+    before, after = tree.plain(recipe), _after(recipe, overrides, origin, locked)
     if after is None:
         return recipe, ()
     try:
@@ -109,6 +111,12 @@ def overridden(
     except ConfigError as error:
         labels = _blamed(recipe, after, error, overrides, locked)
         place = " ".join(_item(origin, label, overrides[label]) for label in labels)
+        if origin == "set":
+            error = mended(
+                error,
+                overrides,
+                lambda items: check(type(recipe), _after(recipe, items, origin, locked) or before),
+            )
         raise _about(error, place, labels) from None
     return result, deviations_between(recipe, result, origin)
 
@@ -134,6 +142,42 @@ def _after(
     return tree.without_assumed(
         kind, {**after, "published": ()}, [label for label, _, _ in changes]
     )
+
+
+def mended(
+    error: Error, items: Mapping[str, Any], attempt: Callable[[Mapping[str, Any]], object]
+) -> Error:
+    """An error with all that would be refused after it, and the one set= that satisfies them; the
+    error itself where it has no fix.
+
+    items: the overrides as given. attempt: raises what is wrong with others.
+    """
+    found, given, items, fix = [error.found], items, dict(items), error.fix
+    while any(items.get(key, ...) != value for key, value in fix.items()):
+        items |= fix
+        try:
+            attempt(items)
+            break
+        except UserError as later:
+            fix = later.fix
+            if fix:
+                found.append(later.found)
+    if not error.fix:
+        return error
+    made = copy.copy(error)
+    made.found, made.hint = " and ".join(dict.fromkeys(found)), f"use {as_set(items)}"
+    made.fix = {key: value for key, value in items.items() if given.get(key, ...) != value}
+    return made
+
+
+def as_text(items: Mapping[str, Any]) -> str:
+    """Overrides as overrides_of reads them: `epochs=5 loss.name=ce`."""
+    return " ".join(f"{label}={written(value)}" for label, value in items.items())
+
+
+def as_set(items: Mapping[str, Any]) -> str:
+    """Overrides as the word that is typed: set="epochs=5 loss.name=ce"."""
+    return f'set="{as_text(items)}"'
 
 
 def _about(error: ConfigError, place: str, labels: tuple[str, ...]) -> OverrideError:
@@ -165,13 +209,31 @@ def _put(
             "to change it, write a recipe of your own",
             kind="locked",
         )
-    path = tree.find(kind, recipe, label)
+    try:
+        path = tree.find(kind, recipe, label)
+    except ConfigError as error:
+        if error.kind == "off" and label.endswith(".name"):
+            raise _named_while_off(error, kind, recipe, label, value) from None
+        raise
     section = value_at(recipe, path[:-1])
     if path[-1] == "name" and name_of(section) is not None:
         return tree.replaced(
             recipe, path[:-1], _renamed(kinds_at(kind, recipe, path[:-1]), section, value)
         )
     return tree.replaced(recipe, path, value)
+
+
+def _named_while_off(
+    error: ConfigError, kind: type[BaseModel], recipe: Mapping[str, Any], label: str, name: Any
+) -> ConfigError:
+    """A part that is off got a name alone: the component's own example of the rest."""
+    part = label.removesuffix(".name")
+    kinds = kinds_at(kind, recipe, tree.find(kind, recipe, part))
+    example = next((getattr(one, "example", None) for one in kinds if tag_of(one) == name), None)
+    if example is None:
+        return error
+    item = f"{part}={written({'name': name, **example})}"
+    return error.raised_as(ConfigError, hint=f'set it whole: set="{item}"')
 
 
 def _renamed(kinds: list[type[BaseModel]], section: Mapping[str, Any], name: Any) -> dict[str, Any]:

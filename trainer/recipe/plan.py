@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from trainer.base.component import parts_of
 from trainer.base.errors import PlanError
 from trainer.base.names import LONGEST_NAME_BYTES
 from trainer.base.plugins import loaded_plugins
+from trainer.recipe.assignment import Assignment, PartRows, assignment
 from trainer.recipe.identity import RunIdentity
+from trainer.recipe.overrides import as_set
 from trainer.recipe.profiles import Profile
 from trainer.recipe.schema import Deviation, Recipe
 
@@ -22,8 +24,8 @@ class Plan:
     """Everything a run follows, in steps.
 
     recipe: resolved (model's lines folded in, adapted, overridden). num_micro_batches: per full
-    step, as they are loaded and mixed; each rank takes num_micro_batches / world_size of them. One
-    is one norm sample (batch.norm_images), or the fewest samples that hold whole mixing units.
+    step, as they are mixed; see `assignment` for which are a rank's. One is one norm sample
+    (batch.norm_images), or the fewest samples that hold whole mixing units.
     num_steps: optimizer steps of the whole run. plugins: sha256 of each file outside the package
     that the recipe's components come from, by its path.
     """
@@ -81,6 +83,10 @@ class Plan:
             self.window_images(step), self.recipe.batch.images, self.num_micro_batches
         )
 
+    def micro_batch_images(self, step: int, micro_batch: int) -> int:
+        """Images of one micro-batch of a step, over all ranks that share it."""
+        return len(range(micro_batch, self.window_images(step), self.micro_batches(step)))
+
     def norm_samples(self, step: int) -> int:
         """Norm samples in each micro-batch of a step, of at least two images in a smaller step."""
         batch = self.recipe.batch
@@ -89,13 +95,37 @@ class Plan:
             return number
         return max(1, min(number, self.window_images(step) // self.micro_batches(step) // 2))
 
-    def mixing_units(self, step: int, micro_batch: int) -> range:
-        """Which of a step's mixing units a micro-batch holds: unit u of U is every U-th image of
-        the step from the u-th on, whatever the micro-batches are.
+    def assignment(self, rank: int, world_size: int) -> Assignment:
+        """Which images of each step are those of a rank."""
+        return assignment(
+            rank, world_size, self.num_micro_batches, self.recipe.mix, self.recipe.units_together
+        )
+
+    def part_images(self, step: int) -> int:
+        """The fewest images of one micro-batch that a rank has in a step, if any."""
+        smallest = self.window_images(step) // self.micro_batches(step)
+        num_parts = self.num_parts(step)
+        parts = (
+            replace(self.assignment(0, 1), part=n, num_parts=num_parts) for n in range(num_parts)
+        )
+        return min(len(part.rows(smallest).own_rows) for part in parts)
+
+    def num_parts(self, step: int) -> int:
+        """Ranks that share each micro-batch of a step."""
+        assigned = self.assignment(0, self.world_size)
+        return assigned.parts_in(self.window_images(step), self.micro_batches(step))
+
+    def part_rows(self, step: int, micro_batch: int, part: int, num_parts: int) -> PartRows:
+        """One of num_parts parts of a micro-batch."""
+        assigned = replace(self.assignment(0, 1), part=part, num_parts=num_parts)
+        return assigned.rows(self.micro_batch_images(step, micro_batch))
+
+    def mixing_units(self, step: int, micro_batch: int) -> dict[int, slice]:
+        """Which images of a micro-batch belong to which of a step's mixing units: unit u of U has
+        every U-th image of the step from the u-th on, whatever the micro-batches are.
         """
-        mix, stride = self.recipe.mix, self.micro_batches(step)
-        number = self.recipe.images_together // mix.images if mix and mix.images else 1
-        return range(micro_batch, stride * number, stride)
+        number, stride = self.recipe.units_together, self.micro_batches(step)
+        return {micro_batch + stride * unit: slice(unit, None, number) for unit in range(number)}
 
     def is_epoch_end(self, step: int) -> bool:
         return (step + 1) % self.steps_per_epoch == 0
@@ -147,8 +177,7 @@ def make_plan(
         raise PlanError(
             "unknown", f"valid: {', '.join(BAD_IMAGES)}", place=f"bad_images={bad_images}"
         )
-    if num_micro_batches % world_size:
-        raise _unshareable(recipe, num_micro_batches, world_size)
+    _check_ranks(recipe, num_micro_batches, world_size)
     steps_per_epoch = _steps_per_epoch(recipe, profile)
     _check_warmup(recipe, steps_per_epoch)
     _check_last_units(recipe, profile)
@@ -189,43 +218,46 @@ def check_settings(plan: Plan, settings) -> None:
         part.check_settings(plan, settings)
 
 
+def _largest_batch(num_images: int, recipe: Recipe) -> dict[str, Any]:
+    """The most images in whole micro-batches, or all of them as one."""
+    together = recipe.images_together
+    return recipe.for_batch(
+        num_images if together > num_images else num_images // together * together
+    )
+
+
 def _steps_per_epoch(recipe: Recipe, profile: Profile) -> int:
     full, rest = divmod(profile.num_train, recipe.batch.images)
     if recipe.batch.drop_last:
         if full == 0:
+            fix = _largest_batch(profile.num_train, recipe)
             raise PlanError(
                 f"batch.images {recipe.batch.images} with batch.drop_last is more than the"
                 f" {profile.num_train} training images of {profile.name}",
-                f"use {_largest_batch(profile.num_train, recipe)}",
+                f"use {as_set(fix)}",
                 path=("batch", "images"),
+                fix=fix,
             )
         return full
     return full + bool(rest)
 
 
-def _unshareable(recipe: Recipe, num_micro_batches: int, world_size: int) -> PlanError:
-    """The error that says which numbers of ranks, and which micro-batch or mixing unit, would share
-    a step.
-    """
-    batch, together = recipe.batch, recipe.images_together
-    is_mixing = together > batch.norm_images
-    path = ("mix", "images") if is_mixing else ("batch", "norm_images")
-    label = ".".join(path)
-    near = [n for n in range(1, num_micro_batches + 1) if num_micro_batches % n == 0]
-    smaller = [
-        n
-        for n in range(2 if is_mixing else 1, together)
-        if batch.images % n == 0
-        and batch.images // (math.lcm(n, batch.norm_images) if is_mixing else n) % world_size == 0
-    ]
-    ranks = f"{', '.join(map(str, near))} rank{'s' * (num_micro_batches > 1)}"
-    why = "" if is_mixing else " where norms sample it"
-    other = f', or set="{label}={max(smaller)}" (a deviation{why})' if smaller else ""
-    return PlanError(
-        f"batch.images {batch.images} / {label} {together} = {num_micro_batches}"
-        f" micro-batch{'es' * (num_micro_batches > 1)} cannot be shared by {world_size} ranks",
-        f"use {ranks}{other}",
-        path=path,
+def _check_ranks(recipe: Recipe, num_micro_batches: int, world_size: int) -> None:
+    """Every rank has an image of each of its micro-batches, in a mix with its partner."""
+
+    def fits(number: int) -> bool:
+        one = assignment(0, number, num_micro_batches, recipe.mix, recipe.units_together)
+        return one.num_parts <= one.num_blocks(recipe.images_together)
+
+    if fits(world_size):
+        return
+    near = [number for number in range(1, world_size) if fits(number)][-3:]
+    raise PlanError(
+        f"batch.images {recipe.batch.images} = {num_micro_batches}"
+        f" micro-batch{'es' * (num_micro_batches > 1)} of {recipe.images_together} images cannot be"
+        f" shared by {world_size} ranks",
+        f"use {' or '.join(map(str, near))} rank{'s' * (near[-1] > 1)}",
+        path=("batch", "images"),
     )
 
 
@@ -238,11 +270,17 @@ def _check_warmup(recipe: Recipe, steps_per_epoch: int) -> None:
         recipe.lr.schedule.min_steps_after_warmup(steps_per_epoch),
     )
     if (recipe.lr.warmup_steps or 0) > num_steps - needed:
+        fix = (
+            {"lr.warmup_steps": num_steps - needed}
+            if num_steps > needed
+            else recipe.lr.without_warmup("warmup_steps")
+        )
         raise PlanError(
             f"lr.warmup_steps {recipe.lr.warmup_steps} does not fit into the run's {num_steps}"
             " steps",
-            f'use set="lr.warmup_steps={max(1, num_steps - needed)}" or less',
+            f"use {as_set(fix)}",
             path=("lr", "warmup_steps"),
+            fix=fix,
         )
 
 
@@ -261,15 +299,8 @@ def _check_last_units(recipe: Recipe, profile: Profile) -> None:
             f" (batch.images {recipe.batch.images} / mix.images {images})",
             "use batch.drop_last=true",
             path=("mix", "images"),
+            fix={"batch.drop_last": True},
         )
-
-
-def _largest_batch(num_images: int, recipe: Recipe) -> str:
-    together = recipe.images_together
-    if together > num_images:
-        unit = " mix.images=null" if recipe.mix and recipe.mix.images else ""
-        return f'set="batch.images={num_images} batch.norm_images={num_images}{unit}"'
-    return f'set="batch.images={num_images // together * together}"'
 
 
 def num_micro_batches_in(num_draws: int, batch_images: int, num_micro_batches: int) -> int:

@@ -83,7 +83,7 @@ class Recipe(StrictModel):
                 f"batch.images {images} is no multiple of batch.norm_images {norm_images}; write"
                 f" {near}"
             )
-            raise refuse(("batch", "images"), sentence)
+            raise refuse(("batch", "images"), sentence, fix=self._dividing(images))
         mix_images = self.mix and self.mix.images
         if self.mix and norm_images == 1 and mix_images is None:
             raise refuse(
@@ -97,14 +97,37 @@ class Recipe(StrictModel):
                 ("mix", "images"),
                 f"batch.images {images} is no multiple of mix.images {mix_images}",
                 f"make mix.images {fitting}" if fitting > 1 else "leave mix.images out",
+                fix={"mix.images": fitting if fitting > 1 else None},
             )
         return self
+
+    def _dividing(self, images: int) -> dict[str, Any]:
+        """The largest norm sample that divides a batch of so many images."""
+        most = min(self.batch.norm_images, images)
+        return {"batch.norm_images": next(n for n in range(most, 0, -1) if images % n == 0)}
+
+    def for_batch(self, images: int) -> dict[str, Any]:
+        """The overrides that make a batch of so many images: norm samples and mixing units keep
+        their sizes, or have the largest that divide it.
+        """
+        fix: dict[str, Any] = {"batch.images": images}
+        if images % self.batch.norm_images:
+            fix |= self._dividing(images)
+        if self.mix and self.mix.images and images % self.mix.images:
+            sizes = range(min(self.mix.images, images), 1, -1)
+            fix["mix.images"] = next((n for n in sizes if images % n == 0), None)
+        return fix
 
     @property
     def images_together(self) -> int:
         """Images that are loaded and mixed together: whole mixing units, whole norm samples."""
         mix_images = self.mix and self.mix.images
         return math.lcm(self.batch.norm_images, mix_images or 1)
+
+    @property
+    def units_together(self) -> int:
+        """Mixing units in these images."""
+        return self.images_together // self.mix.images if self.mix and self.mix.images else 1
 
     @model_validator(mode="after")
     def _smoothing_survives(self) -> Self:
@@ -223,7 +246,8 @@ class Recipe(StrictModel):
                 f"lr.warmup_epochs {warmup_epochs} does not fit into the run's epochs"
                 f" {self.epochs}; write {most} at most"
             )
-            raise refuse(("lr", "warmup_epochs"), sentence)
+            fix = {"lr.warmup_epochs": most} if most else self.lr.without_warmup("warmup_epochs")
+            raise refuse(("lr", "warmup_epochs"), sentence, fix=fix)
         return self
 
     @model_validator(mode="after")
@@ -240,11 +264,13 @@ class Recipe(StrictModel):
             lengths.append((("image", "growth", "to_epoch"), growth.to_epoch, self.epochs))
         for path, found, most in lengths:
             if found > most:
+                before = growth if path[0] == "image" and growth is not None else schedule
+                scaled = before.scaled_to(self.epochs, math.ceil(max(found, self.epochs)))
                 sentence = (
                     f"{'.'.join(path)} {found:g} does not fit into the run's epochs {self.epochs};"
                     f" write {most:g} at most"
                 )
-                raise refuse(path, sentence)
+                raise refuse(path, sentence, fix=tree.changed(".".join(path[:2]), before, scaled))
         return self
 
     @model_validator(mode="after")

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.base.commands import command
 from trainer.base.disk import read_regular, write_atomically
 from trainer.base.errors import UserError
 from trainer.base.json_text import json_file, json_of
@@ -155,7 +156,7 @@ def read_kept(results: Path, name: str) -> dict[str, tuple[str | None, Curves]]:
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{path}:{number}: not a run's curves ({error}); delete the file, "
-                "make table writes it again"
+                f"{command('table')} writes it again"
             ) from None
     return kept
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from trainer.ablation.cells import Cell
 from trainer.ablation.failures import read_failures
 from trainer.ablation.questions import CACHE_VERSION, Question, open_question
+from trainer.base.commands import command
 from trainer.base.disk import write_atomically
 from trainer.base.errors import UserError
 from trainer.base.json_text import json_file
@@ -101,7 +102,7 @@ def _fingerprints_of(store: Path, is_wanted: Callable[[str], bool]) -> Iterator[
     if _URL.match(str(store)):
         raise UserError(
             f"results={store}: a table needs a local folder; copy the rows into <folder>/rows, "
-            "or use the copy that make ablate keeps under runs/cells/stores"
+            f"or use the copy that {command('ablate')} keeps under runs/cells/stores"
         )
     folder = rows_folder(store)
     return _fingerprints_in(folder, is_wanted) if folder.is_dir() else iter(())

@@ -7,7 +7,6 @@ ablation file, the rows and, for cells without a row, the failures: no clock, no
 from __future__ import annotations
 
 import math
-import shlex
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from typing import Literal
 
 from trainer.ablation.cells import Cell, command
 from trainer.ablation.questions import Question
+from trainer.base.commands import command as command_line
 from trainer.base.errors import UserError, did_you_mean
 from trainer.base.plural import plural
 from trainer.base.stats import (
@@ -94,7 +94,7 @@ class SeedResult:
     @property
     def reproduce(self) -> str:
         """The shell command that reruns the row from its record; empty without a row."""
-        return f"make reproduce row={shlex.quote(self.row.run)}" if self.row else ""
+        return command_line("reproduce", row=self.row.run) if self.row else ""
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from trainer.base import provenance
 from trainer.base.cores import num_cores
 from trainer.base.disk import must_write, write_atomically
+from trainer.base.errors import UserError
 from trainer.base.exits import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED, EXIT_UNWRITTEN
 from trainer.base.json_text import json_file
 from trainer.base.memory import peak_mem_mib, reserved_mem_mib
@@ -24,14 +27,14 @@ from trainer.base.signals import StopRequest
 from trainer.data.check import check_headers
 from trainer.data.dataset import OpenedData
 from trainer.data.index import DataError
-from trainer.data.profile import find_profile
+from trainer.data.profile import find_profile, majority_pct
 from trainer.distributed.communicator import Ranks, alone
 from trainer.engine.micro_batches import norm_images_used
 from trainer.models.build import gmacs, num_parameters
 from trainer.recipe import tree
 from trainer.recipe.adapt import adaptation
 from trainer.recipe.load import Positions
-from trainer.recipe.overrides import Deviation, deviations_between
+from trainer.recipe.overrides import Deviation, as_text, deviations_between, mended, overrides_of
 from trainer.recipe.plan import Plan, PlanError, make_plan
 from trainer.recipe.profiles import Profile
 from trainer.recipe.schema import Recipe, apply_overrides, digest_of, load_recipe, open_recipe
@@ -101,8 +104,21 @@ def published_recipe(page: Recipe) -> Recipe | None:
 def plan_of(job: Job) -> Plan:
     """Page, model's lines, profile's adaptation, overrides; then the units. Reads no image.
 
-    Raises UserError for whatever does not fit.
+    Raises UserError for whatever does not fit, with all that is refused and one set= in its place.
     """
+
+    def attempt(items: Mapping[str, Any]) -> Plan:
+        return _plan_of(dataclasses.replace(job, overrides=as_text(items)))
+
+    try:
+        return _plan_of(job)
+    except UserError as error:
+        if not error.fix:
+            raise
+        raise mended(error, overrides_of(job.overrides), attempt) from None
+
+
+def _plan_of(job: Job) -> Plan:
     profile = find_profile(job.data, job.data_dir)
     page, _, recipe, deviations = resolve(job, profile)
     return make_plan(
@@ -425,6 +441,7 @@ def make_row(
         top5_pct=_percent(scores, "num_top5"),
         loss_nats=scores.get("loss_nats"),
         other_top1_pct=_percent(other, "num_top1"),
+        majority_pct=round(majority_pct(data.train.labels, data.val.labels), 4),
         num_val_images=plan.profile.num_val,
         num_replaced_images=progress.num_replaced,
         epochs=recipe.epochs,

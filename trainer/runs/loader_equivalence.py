@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from rich.table import Table
 
+from trainer.base.commands import command
 from trainer.base.disk import write_atomically
 from trainer.base.errors import UserError
 from trainer.base.json_text import json_file
@@ -61,7 +62,7 @@ def certify(job: Job, src: Path | None, num_images: int, run: str, runs: Path) -
     if ours.train.fingerprint != theirs.train.facts.source:
         raise UserError(
             f"{folder}: its .beton files were written from other images than {source or job.data};"
-            " run `make data` again"
+            f" run `{command('data')}` again"
         )
     # without workers neither augments: what is compared is cropped, resized and flipped
     settings = {
@@ -287,7 +288,7 @@ def notes(certificate: dict) -> tuple[str, ...]:
         f"resize: {certificate['resize']}",
         (
             "rows trained by loader=ffcv on these files have data_fingerprint"
-            f" {certificate['beton'][:12]}...: make verify run=<one> names this certificate"
+            f" {certificate['beton'][:12]}...: {command('verify')} run=<one> names this certificate"
         ),
     )
 

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from trainer.base import provenance
 from trainer.base import stats as comparisons
+from trainer.base.commands import command
 from trainer.base.errors import ConfigError, UserError
 from trainer.base.memory import keep_freed_memory
 from trainer.base.plugins import reasons_against
@@ -130,7 +131,7 @@ def _from_page(row: Row, job: Job) -> Recipe:
         path for path, text in changes.items() if text == "off" and path.startswith(tuple(renamed))
     ]
     values: dict[str, Any] = {
-        path: None if text == "off" else parse(text, path, reads_bare_exponents=True)[0]
+        path: None if text == "off" else parse(text, path)[0]
         for path, text in changes.items()
         if path not in off
     }
@@ -159,8 +160,8 @@ def _reasons(row: Row, plan: Plan) -> Iterator[str]:
             if row.resolved_recipe is not None
             else (
                 "this row was stored before rows held their recipe; the recipe file and its"
-                f" overrides lead to {now} now; make recipe=runs/{row.run}/recipe.yaml, where"
-                " that folder is, runs it"
+                f" overrides lead to {now} now; "
+                f"{command(recipe=f'runs/{row.run}/recipe.yaml')}, where that folder is, runs it"
             )
         )
     yield from reasons_against(row.plugins)

@@ -86,12 +86,13 @@ class Row(StrictModel):
     recipe's loss against unsmoothed targets. train_s: without evaluations and, since there is
     compile_s, without compiling. peak_mem_mib: in use; reserved_mem_mib: held by torch's allocator
     of a GPU, and None on a CPU. scored: the weights that the scores belong to, the model's own or
-    their average; other_top1_pct: of the ones not scored, where the run kept an average. bitwise:
-    may a rerun on this machine be compared bit for bit? changes: what a resumed run found otherwise
-    than the process before it (device, precision, threads, versions, code), each with its step, and
-    where memory ran out; the row's own values are those of the last process. step_s: the median
-    seconds of an optimizer step, evaluations left out; step_spread_share: the middle half of the
-    steps lies within so much of it; load_per_core: the machine's load average by its cores, the
+    their average; other_top1_pct: of the ones not scored, where the run kept an average.
+    majority_pct: top-1 of always answering the class that training has most of; None in older rows.
+    bitwise: may a rerun on this machine be compared bit for bit? changes: what a resumed run found
+    otherwise than the process before it (device, precision, threads, versions, code), each with its
+    step, and where memory ran out; the row's own values are those of the last process. step_s: the
+    median seconds of an optimizer step, evaluations left out; step_spread_share: the middle half of
+    the steps lies within so much of it; load_per_core: the machine's load average by its cores, the
     run's own included: above 1 processes wait for a core. All three are None in older rows.
     curves_incomplete: lines of metrics.jsonl were lost on the disk while the run was stopped.
     injected: faults on purpose (inject=) that touched its result or its speed; with the first it
@@ -121,6 +122,7 @@ class Row(StrictModel):
     top5_pct: Percent | None
     loss_nats: float | None
     other_top1_pct: Percent | None
+    majority_pct: Percent | None = None
     num_val_images: Annotated[Count, Field(ge=1)]
     num_replaced_images: Count
     epochs: Count

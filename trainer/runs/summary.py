@@ -16,7 +16,7 @@ from trainer.base.settings import Settings, unused_accelerator
 from trainer.base.tensorboard import tensorboard_command
 from trainer.base.terminal import open_terminal
 from trainer.components.pixels.channels import channel_notes
-from trainer.data.check import duplicates, duplicates_table, report_table
+from trainer.data.check import duplicates, duplicates_table, report_table, rotated_note
 from trainer.engine.precise_norm import statistics_note
 from trainer.models.build import assemble, check_model_name, gmacs, num_parameters
 from trainer.models.edit.replacement import Replacement
@@ -49,6 +49,7 @@ def plan_in_brief(
     out.print(f"[bold]{recipe.name}.v{recipe.version}[/] {escape(recipe.title)}")
     out.print(f"{plan.model} on {escape(plan.profile.name)}, seed {plan.seed}")
     deviations(out, plan)
+    weights_note(out, plan)
     replaced_lines(out, recipe, swaps)
     warmup_note(out, plan)
     scaling_note(out, plan)
@@ -77,6 +78,19 @@ def deviations(out: Console, plan: Plan) -> None:
         out.print(line, style="yellow", markup=False)
 
 
+def weights_note(out: Console, plan: Plan) -> None:
+    """A model's name with a tag means weights in timm; here they are not loaded."""
+    _, _, tag = plan.model.partition(".")
+    given = plan.recipe.model and plan.recipe.model.pretrained
+    if tag and given is None:
+        line = (
+            f"note: starts from random weights, by the seed: the weights {tag} that {plan.model}"
+            " has in timm are not loaded; to start from a file of weights:"
+            ' set="model.pretrained={file: <a .safetensors file or a run folder>, sha256: <its>}"'
+        )
+        out.print(line, style="yellow", markup=False, soft_wrap=True)
+
+
 def warmup_note(out: Console, plan: Plan) -> None:
     """Where nothing is left of the run after its warm-up, the recipe's rate is never reached."""
     if plan.num_warmup_steps >= plan.num_steps:
@@ -97,6 +111,12 @@ def channel_note(out: Console, plan: Plan) -> None:
     """Which operations of the recipe make no sense for the data's channels, and are not drawn."""
     for line in channel_notes(plan.recipe.augment, plan.profile.channels):
         out.print(line, style="yellow", markup=False)
+
+
+def majority_line(out: Console, share_pct: float | None) -> None:
+    """The score of always answering the most frequent class, where the labels are known."""
+    if share_pct is not None:
+        out.print(f"majority class: top-1 {share_pct:.1f} % by always answering it", markup=False)
 
 
 def ignored_lines(out: Console, ignored: Mapping[str, int]) -> None:
@@ -122,11 +142,19 @@ def precision_note(out: Console, plan: Plan, precision: str) -> None:
 
 def batch_line(plan: Plan) -> str:
     batch, world, mix = plan.recipe.batch, plan.world_size, plan.recipe.mix
-    accumulation = batch.images // batch.norm_images // world
+    assigned = plan.assignment(0, world)
+    each = -(-plan.norm_samples(0) // assigned.num_parts)
+    number = plan.num_micro_batches // assigned.num_groups * each
+    images = -(-batch.images // (world * number))
     return (
-        f"{batch.images} images per step = {world} rank{'s' * (world > 1)} x {accumulation} "
-        f"micro-batch{'es' * (accumulation > 1)} x {batch.norm_images} images"
+        f"{batch.images} images per step = {world} rank{'s' * (world > 1)} x {number} "
+        f"micro-batch{'es' * (number > 1)} x {images} images"
         + (f" x {plan.recipe.augment_splits} splits" if plan.recipe.augment_splits else "")
+        + (
+            f", {plan.recipe.images_together} shared by {assigned.num_parts} ranks"
+            if assigned.num_parts > 1
+            else ""
+        )
         + (f", mixed {mix.images} at a time" if mix and mix.images else "")
     )
 
@@ -180,6 +208,7 @@ def plan_in_full(out: Console, plan: Plan, model, swaps: Sequence[Replacement]) 
     )
     out.print(f"{plan.model} on {escape(plan.profile.name)}, seed {plan.seed}")
     deviations(out, plan)
+    weights_note(out, plan)
     replaced_lines(out, recipe, swaps)
     table = Table(show_header=False, box=None, pad_edge=False)
     epochs = counted(recipe.epochs, "epoch")
@@ -309,8 +338,10 @@ def row(out: Console, row: Row, settings: Settings, plan: Plan) -> None:
     )
     out.print(f"run    {row.run}", markup=False)
     out.print(
-        f"top-1  {row.top1_pct:.2f} %{other}  top-5 {row.top5_pct:.2f} %  of {row.num_val_images}"
-        " val images",
+        f"top-1  {row.top1_pct:.2f} %{other}"
+        + (f"  top-5 {row.top5_pct:.2f} %" if plan.profile.num_classes > 5 else "")
+        + f"  of {row.num_val_images} val images"
+        + ("" if row.majority_pct is None else f"  (majority class {row.majority_pct:.1f} %)"),
         style="bold",
     )
     out.print(
@@ -377,6 +408,8 @@ def data_reports(out: Console, data, check, num_threads: int) -> bool:
     is_sound = all(report.is_sound for report in reports.values())
     if both := duplicates(**reports):
         out.print(duplicates_table(both))
+    if note := rotated_note(*reports.values()):
+        out.print(note, style="yellow", markup=False)
     ignored_lines(out, data.ignored)
     out.print(
         (

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from trainer.base.commands import command
 from trainer.base.disk import read_regular
 from trainer.base.errors import UserError
 from trainer.base.json_text import json_file, json_of
@@ -154,7 +155,7 @@ def _parity(row: Row, results: Path) -> Iterator[Check]:
             "parity certificate",
             True,
             "one of these files, or none",
-            "none; `make parity` writes one",
+            f"none; `{command('parity')}` writes one",
         )
 
 

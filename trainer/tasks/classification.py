@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from trainer.components.mixing import one_hot_targets
+from trainer.components.mixing import Mixing, one_hot_targets
 from trainer.data.loader import MicroBatch
 from trainer.data.transforms import autocast, in_format, inputs_of, normalize
 from trainer.tasks.base import Scores, Task
@@ -49,6 +49,13 @@ class ClassificationScores(Scores):
         )
 
 
+class _OfFewClasses(ClassificationScores):
+    """Of five classes or fewer: all images are among the first five, which says nothing."""
+
+    def summary(self) -> str:
+        return f"top-1 {self.top1_pct:.2f} %  loss {self.loss_nats:.4f}"
+
+
 @dataclass(frozen=True)
 class Classification(Task):
     """Soft targets [B, K] float32: one-hot, smoothed by the recipe's `smoothing`, mixed by its
@@ -63,16 +70,28 @@ class Classification(Task):
         With augment_splits S the images are [S * B, C, H, W], split after split: the first as it
         came, the others augmented; the targets stay [B, K].
         """
-        plan, mixing = self.plan, self.plan.recipe.mix
-        images = inputs_of(plan, self.settings, batch)
+        images = inputs_of(self.plan, self.settings, batch)
         labels = batch.labels.to(self.settings.device, non_blocking=True)
         targets = self.targets(labels)
-        if mixing is not None:
-            units = plan.mixing_units(batch.step, batch.micro_batch)
-            images, targets = mixing.mixed(
-                images, targets, plan.seed, batch.step, units, images.shape[-1]
-            )
+        if self.plan.recipe.mix is not None:
+            images, targets = self._mixed(self.plan.recipe.mix, batch, images, targets)
         return in_format(images, self.settings), targets
+
+    def _mixed(
+        self, mixing: Mixing, batch: MicroBatch, images: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        plan, address = self.plan, (batch.step, batch.micro_batch)
+        units, own = plan.mixing_units(*address), None
+        if batch.num_parts > 1:
+            part, numbers = plan.part_rows(*address, batch.part, batch.num_parts), list(units)
+            units = {numbers[place]: rows for place, rows in part.units.items()}
+            own = part.own if part.has_more else None
+        images, targets = mixing.mixed(
+            images, targets, plan.seed, batch.step, units, images.shape[-1]
+        )
+        if own is None:
+            return images, targets
+        return torch.cat([images[rows] for rows in own]), torch.cat([targets[rows] for rows in own])
 
     def targets(self, labels: Tensor) -> Tensor:
         """Smoothed, unmixed targets [B, K] of labels [B] int64."""
@@ -105,7 +124,8 @@ class Classification(Task):
 
     def scores(self, sums: Sequence[float], num_images: int) -> ClassificationScores:
         num_top1, num_top5, loss_sum = sums
-        return ClassificationScores(num_images, loss_sum / num_images, int(num_top1), int(num_top5))
+        kind = ClassificationScores if self.plan.profile.num_classes > 5 else _OfFewClasses
+        return kind(num_images, loss_sum / num_images, int(num_top1), int(num_top5))
 
 
 def _scored(model: nn.Module, images: Tensor) -> Tensor:

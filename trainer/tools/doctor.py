@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 
+from trainer.base.commands import command
 from trainer.base.errors import printable
 from trainer.base.provenance import PACKAGE_ROOT
 from trainer.tools.doctor_probes import (
@@ -113,7 +114,7 @@ def print_findings(findings: Sequence[Finding], verdict: str) -> None:
     with contextlib.suppress(Exception):  # of broken packages: the table tells of them
         warning = pair_warning()
     lines = [f"warning: {warning}"] if warning else []
-    lines.append(f"make recipe=A1 model=resnet50 {verdict}")
+    lines.append(f"{command(recipe='A1', model='resnet50')} {verdict}")
     try:
         from trainer.tools.doctor_table import print_table  # here: Rich may be what is broken
     except ImportError:

@@ -168,7 +168,11 @@ class Faults:
         if not due:
             return
         due = self._mark(due, state, [fault for fault in due if fault.kind in IN_LOADER])
-        is_struck = self.ranks.rank == min(self.ranks.world_size, self.plan.micro_batches(step)) - 1
+        one = self.plan.assignment(self.ranks.rank, self.ranks.world_size)
+        number = self.plan.micro_batches(step)
+        num_parts = one.parts_in(self.plan.window_images(step), number)
+        last = min(one.num_groups, number) - 1, num_parts - 1
+        is_struck = (one.group, one.part) == last  # the last rank that has images
         for fault in due:
             if fault.kind == "enospc" and self.ranks.is_first:
                 self.disk.fill(fault.seconds)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from support.gpu_stub import host_waits
 from trainer.components.pixels.operations import OPERATIONS, operate
 from trainer.components.pixels.transfer import colour_on, on
 
@@ -33,16 +34,32 @@ def test_a_colour_is_one_byte_per_channel():
     )
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_no_operation_waits_for_the_gpu(batch):
+def every_operation(batch):
+    """What each operation in turn is asked to do to a batch."""
     operation = torch.arange(len(batch)) % len(OPERATIONS)
-    drawn = operation, torch.ones(len(batch), dtype=torch.float64), torch.arange(len(batch)) % 2 + 1
-    expected = operate(batch, *drawn, (1, 2, 3))
-    images = batch.cuda()
-    operate(images, *drawn, (1, 2, 3))  # the first call copies the colour
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        done = operate(images, *drawn, (1, 2, 3))
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    strength = torch.ones(len(batch), dtype=torch.float64)
+    return operation, strength, torch.arange(len(batch)) % 2 + 1, (1, 2, 3)
+
+
+@pytest.mark.gpu
+def test_a_gpu_computes_what_the_cpu_does(batch):
+    expected = operate(batch, *every_operation(batch))
+    done = operate(batch.cuda(), *every_operation(batch))
     assert (done.cpu().int() - expected.int()).abs().max() <= 1
+
+
+@pytest.mark.gpu_stub
+def test_no_operation_waits_for_the_gpu(batch):
+    images = batch.cuda()
+    operate(images, *every_operation(batch))  # the first call copies the colour
+    with host_waits() as waits:
+        operate(images, *every_operation(batch))
+    assert not waits
+
+
+@pytest.mark.gpu_stub
+@pytest.mark.parametrize("array", [np.arange(6), np.arange(6).reshape(2, 3).T, np.arange(6)[::2]])
+def test_no_array_is_copied_from_ordinary_memory(array):
+    with host_waits() as waits:
+        on(torch.device("cuda"), array)
+    assert not waits

@@ -29,6 +29,7 @@ from trainer.data.index import DataError, open_index
 from trainer.data.jpeg import Jpeg
 from trainer.data.loader import TrainStream
 from trainer.data.profile import find_profile
+from trainer.recipe.assignment import Assignment
 
 CLASSES = ["ant", "bee", "cat"]
 CROP = RandomResizedCrop(area=(0.08, 1.0), aspect=(0.75, 1.3333), interpolation="random")
@@ -132,7 +133,7 @@ def test_the_same_images_are_the_same_run_however_they_are_packed(photos, packed
         theirs.batches(4, 8, 0, "cpu")
     )  # taken up again, by two workers
     rank = [
-        stream_of(each.train, rank=1, num_ranks=2).batches(0, 3, 0, "cpu")
+        stream_of(each.train, assigned=Assignment(1, 2)).batches(0, 3, 0, "cpu")
         for each in (ours, folder)
     ]
     assert digest(rank[0]) == digest(rank[1])

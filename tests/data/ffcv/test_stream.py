@@ -22,6 +22,7 @@ from trainer.data.ffcv.stream import FfcvStream, boxes_in
 from trainer.data.index import open_index
 from trainer.data.loader import TrainStream
 from trainer.data.profile import find_profile
+from trainer.recipe.assignment import Assignment
 from trainer.recipe.profiles import PROFILES
 from trainer.recipe.sections import Growth
 
@@ -89,8 +90,9 @@ def assert_same(ours, theirs):
         ({}, 0, 1),
         ({"repeats": 3, "num_micro_batches": 4}, 2, 2),
         ({"growth": GROWTH}, 1, 2),
-        ({"rank": 1, "num_ranks": 2}, 0, 1),
-        ({"repeats": 3, "num_micro_batches": 4, "rank": 1, "num_ranks": 2}, 1, 2),
+        ({"assigned": Assignment(1, 2)}, 0, 1),
+        ({"assigned": Assignment(1, 2, 1, 2)}, 0, 1),
+        ({"repeats": 3, "num_micro_batches": 4, "assigned": Assignment(1, 2)}, 1, 2),
         (AUGMENTED | {"repeats": 3, "num_micro_batches": 4}, 1, 2),
         (AUGMENTED | {"repeats": 5, "num_micro_batches": 1}, 0, 3),
         ({"num_splits": 3, "augment": (CROP, RAND_AUGMENT), "fill": (9, 99, 199)}, 3, 1),

@@ -16,7 +16,6 @@ PARTS = {
     "batch_norm": norms.BatchNorm(momentum=0.2, eps=1e-4, affine=True),
     "batch_norm_plain": norms.BatchNorm(momentum=0.2, eps=1e-4, affine=False),
     "ghost_batch_norm": norms.GhostBatchNorm(images=2, momentum=0.2, eps=1e-4),
-    "sync_batch_norm": norms.SyncBatchNorm(momentum=0.2, eps=1e-4),
     "group_norm": norms.GroupNorm(groups=8, eps=1e-4),
     "group_norm_sized": norms.GroupNorm(channels_per_group=8, eps=1e-4),
     "layer_norm_2d": norms.LayerNorm2d(eps=1e-4),
@@ -36,7 +35,6 @@ BRING_ACTIVATION = ("filter_response_norm", "evo_norm_s0")
 REFERENCES = {
     "batch_norm": lambda c: nn.BatchNorm2d(c, eps=1e-4, momentum=0.2),
     "batch_norm_plain": lambda c: nn.BatchNorm2d(c, eps=1e-4, momentum=0.2, affine=False),
-    "sync_batch_norm": lambda c: nn.BatchNorm2d(c, eps=1e-4, momentum=0.2),
     "group_norm": lambda c: nn.GroupNorm(8, c, eps=1e-4),
     "group_norm_sized": lambda c: nn.GroupNorm(c // 8, c, eps=1e-4),
     "instance_norm": lambda c: nn.GroupNorm(c, c, eps=1e-4),
@@ -153,9 +151,7 @@ def test_the_last_gamma_starts_as_it_did_before(name, starts_at_zero):
         torch.testing.assert_close(block(x), x)  # the branch adds nothing yet
 
 
-@pytest.mark.parametrize(
-    "name", ["group_norm", "ghost_batch_norm", "batch_channel_norm_estimated", "sync_batch_norm"]
-)
+@pytest.mark.parametrize("name", ["group_norm", "ghost_batch_norm", "batch_channel_norm_estimated"])
 def test_bf16_goes_through(name):
     for base in ("test_resnet", "test_convnext"):
         model, _ = changed(name, base)
@@ -199,10 +195,3 @@ def test_the_norm_and_the_activations_of_a_changed_model_are_found_again():
         f"{name}.0" for name in replacement.places
     )
     assert all(place.activation == place.name[:-1] + "1" for place in found.norms)
-
-
-def test_sync_batch_norm_moves_running_statistics_as_batch_norm_does():
-    ours, theirs = changed("sync_batch_norm")[0].train(), changed("batch_norm")[0].train()
-    torch.testing.assert_close(ours(images()), theirs(images()))
-    for one, other in zip(ours.buffers(), theirs.buffers(), strict=True):
-        torch.testing.assert_close(one, other)

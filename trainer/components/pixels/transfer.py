@@ -13,12 +13,12 @@ def on(device: torch.device, array: np.ndarray) -> Tensor:
     """The array as a tensor on a device; a GPU copies it in its own time.
 
     From ordinary memory such a copy would hold up this process until it is done, which shows where
-    there are many.
+    there are many. That of an array with gaps would go by way of it.
     """
     tensor = torch.from_numpy(array)
     if device.type != "cuda":
         return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.contiguous().pin_memory().to(device, non_blocking=True)
 
 
 @functools.lru_cache(maxsize=64)

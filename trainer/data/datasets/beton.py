@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from trainer.base.commands import command, program
 from trainer.base.errors import UserError
 from trainer.base.json_text import json_file
 from trainer.data.decode import BadImage
@@ -125,16 +126,17 @@ def chosen_loader(asked: str, folder: Path | None, log: Callable[[str], None] = 
             log(f"loader=auto: using torch, since {changed}; use loader=ffcv to read it")
         return "ffcv" if is_installed and is_written and not changed else "torch"
     if not is_installed:
-        raise UserError(
-            "loader=ffcv: ffcv is not installed; run `make setup ffcv=1`, or use loader=torch"
-        )
+        way = "`make setup ffcv=1`" if program() == "make" else "`rsb doctor`, which says how"
+        raise UserError(f"loader=ffcv: ffcv is not installed; run {way}, or use loader=torch")
     if not is_written:
         place = (
             f"{folder} holds no train.beton and val.beton"
             if folder
             else "needs data_dir=<folder with train.beton and val.beton>"
         )
-        raise UserError(f"loader=ffcv: {place}; run `make data`, then use data_dir=<its out=>")
+        raise UserError(
+            f"loader=ffcv: {place}; run `{command('data')}`, then use data_dir=<its out=>"
+        )
     return asked
 
 
@@ -236,7 +238,7 @@ class BetonSet:
         found = self._bytes[first : first + int(self.places["size"][i])].tobytes()
         if zlib.crc32(found) != int(self.samples["crc"][i]):
             raise BadImage(
-                f"{self.path}: image {i} is damaged (wrong CRC-32); run `make data` again"
+                f"{self.path}: image {i} is damaged (wrong CRC-32); run `{command('data')}` again"
             )
         return found
 
@@ -255,12 +257,13 @@ def decoded_pixels(content: bytes, stored: np.ndarray, where: str) -> Image.Imag
         image = Image.open(io.BytesIO(content), formats=("JPEG",)).convert("RGB")
     except Exception as error:  # whatever a decoder raises for damaged bytes
         raise BadImage(
-            f"{where} does not decode ({' '.join(str(error).split())}); run `make data` again"
+            f"{where} does not decode ({' '.join(str(error).split())}); "
+            f"run `{command('data')}` again"
         ) from None
     if image.size != (width, height):
         raise BadImage(
             f"{where} is {image.size[0]} x {image.size[1]}, not {width} x {height}; "
-            "run `make data` again"
+            f"run `{command('data')}` again"
         )
     return image
 
@@ -279,13 +282,13 @@ def open_beton(folder: Path, split: str, channels: int) -> BetonSet:
     except (OSError, ValueError, TypeError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise DataError(
-            f"{path}: not a .beton with its .json ({reason}); run `make data` again, "
+            f"{path}: not a .beton with its .json ({reason}); run `{command('data')}` again, "
             "or use loader=torch with an image folder"
         ) from None
     if metadata.channels != channels:
         raise DataError(
             f"{path}: {metadata.channels} channels, where the profile has {channels}; "
-            "run `make data` with this profile"
+            f"run `{command('data')}` with this profile"
         )
     return found
 

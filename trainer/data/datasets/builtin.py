@@ -16,6 +16,7 @@ import torchvision
 from PIL import Image
 
 from trainer.base import streams
+from trainer.base.commands import command
 from trainer.base.errors import UserError
 from trainer.data.datasets.beton import BetonSet, open_beton
 from trainer.data.datasets.members import read_for_training, read_image
@@ -218,7 +219,7 @@ def open_beton_set(profile: Profile, folder: Path, split: str) -> BetonSet:
         if beside != images.facts.source:
             raise DataError(
                 f"{images.path}: written from other images than those now beside it; "
-                "run `make data` again, or use loader=torch"
+                f"run `{command('data')}` again, or use loader=torch"
             )
     return _of_profile(images, profile, folder, split)
 

@@ -142,8 +142,9 @@ class FfcvStream(TrainStream):
         labels = torch.from_numpy(self.image_set.labels[shown])
         drawn = self._drawn(ids, image_px)
         return MicroBatch(
-            *key, images, labels, torch.from_numpy(ids), drawn, torch.from_numpy(shown)
-        )
+            *key, images, labels, torch.from_numpy(ids), drawn, torch.from_numpy(shown),
+            **self.parts(key[0]),
+        )  # fmt: skip
 
     def _augmented(self, batch: MicroBatch) -> MicroBatch:
         return augmented(

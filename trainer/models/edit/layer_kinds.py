@@ -9,7 +9,7 @@ A model's own class counts where it is a subclass of one of them. One that is no
 
 from __future__ import annotations
 
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeGuard, TypeVar, get_args
 
 import timm
 from torch import Tensor, nn
@@ -63,6 +63,17 @@ NORMS = LayerKind(
         "FilterResponseNormTlu2d", "FilterResponseNormAct2d",
     ),
 )  # fmt: skip
+
+_JOINED_PASSES = (nn.BatchNorm2d.forward, timm.layers.BatchNormAct2d.forward)
+
+
+def can_join(norm: nn.Module) -> TypeGuard[AnyBatchNorm]:
+    """Can several ranks share the sample of a norm that takes statistics over images? torch's
+    BatchNorm and timm's with an activation; no norm with a forward pass of its own.
+    """
+    is_batch_norm = isinstance(norm, AnyBatchNorm) and norm.running_mean is not None
+    return is_batch_norm and type(norm).forward in _JOINED_PASSES
+
 
 # Their statistics are constants.
 FROZEN_NORMS = LayerKind(FrozenBatchNorm2d, timm=("FrozenBatchNormAct2d",))

@@ -85,7 +85,7 @@ class StepNorm(nn.Module, ABC):
 
     @abstractmethod
     def added(self) -> Tensor:
-        """What has been accumulated since the last step: [N] float64, which ranks sum."""
+        """What has been accumulated since the last step: [N], which ranks sum."""
 
     @abstractmethod
     def set_added(self, added: Tensor) -> None:
@@ -122,9 +122,9 @@ class EstimatedBatchNorm2d(StepNorm):
         self.start_step()
 
     def start_step(self) -> None:
-        # [2, C]: sums of distances from the estimated mean, and of their squares
+        # [2 C + 1]: sums of distances from the estimated mean, of their squares, and the number of
+        # values, which a device would be waited for elsewhere
         self._sums: Tensor | None = None
-        self._num_values = 0
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training and self.is_adding:
@@ -138,16 +138,15 @@ class EstimatedBatchNorm2d(StepNorm):
         variance, mean = torch.var_mean(x.to(self.running_mean.dtype), (0, 2, 3), correction=0)
         # Around the estimate, not zero: the square of a large mean would cancel the variance.
         shift = mean - self.running_mean
-        num_values = x.numel() // x.shape[1]
-        sums = num_values * torch.stack([shift, variance + shift.square()])
+        sums = torch.cat([shift, variance + shift.square(), shift.new_ones(1)])
+        sums *= x.numel() // x.shape[1]
         self._sums = sums if self._sums is None else self._sums + sums
-        self._num_values += num_values
 
     @torch.no_grad()
     def finish_step(self) -> None:
         if self._sums is None:
             return
-        shift, square = self._sums / self._num_values
+        shift, square = (self._sums[:-1] / self._sums[-1]).view(2, -1)
         rate = self.momentum
         # The mean of (x - m)^2 or of (x - m - rate * shift)^2, with m the estimate from before and
         # shift the mean of x - m.
@@ -159,16 +158,12 @@ class EstimatedBatchNorm2d(StepNorm):
         self.start_step()
 
     def added(self) -> Tensor:
-        held = self.running_mean.new_zeros(2 * len(self.running_mean) + 1, dtype=torch.float64)
-        if self._sums is not None:
-            held[:-1], held[-1] = self._sums.flatten(), self._num_values
-        return held
+        if self._sums is None:
+            return self.running_mean.new_zeros(2 * len(self.running_mean) + 1)
+        return self._sums
 
     def set_added(self, added: Tensor) -> None:
-        self._sums, self._num_values = (
-            added[:-1].view(2, -1).to(self.running_mean.dtype),
-            int(added[-1]),
-        )
+        self._sums = added
 
     def extra_repr(self) -> str:
         around = ", around the moved mean" if self.is_around_moved else ""

@@ -9,7 +9,7 @@ import timm.layers
 from pydantic import Field, model_validator
 from torch import nn
 
-from trainer.base.errors import PlanError, UserError
+from trainer.base.errors import PlanError
 from trainer.models.edit.norm_placement import GroupedNormPart, NormPart
 from trainer.models.edit.replacement import NormLocation, ReplacementError
 from trainer.models.parts.norm_layers import BatchChannelNorm2d, GhostBatchNorm2d
@@ -75,51 +75,6 @@ class GhostBatchNorm(NormPart):
                 f"model.norm.images {self.images}: the {num_images} images of a micro-batch "
                 f"(batch.norm_images) would be one virtual batch, which is batch_norm; "
                 f"use {smaller}"
-            )
-
-
-class SyncBatchNorm(NormPart):
-    """BatchNorm with statistics over one micro-batch of all ranks; with one rank it is BatchNorm.
-
-    Accumulated micro-batches are not combined. torch's layer: with several ranks it needs GPUs.
-
-    Source: Peng et al. 2018, arXiv:1711.07240.
-    """
-
-    name: Literal["sync_batch_norm"] = "sync_batch_norm"
-    example: ClassVar[dict[str, Any]] = {"momentum": 0.1, "eps": 1e-5}
-    momentum: Momentum
-    eps: Epsilon
-
-    def layer(self, num_channels: int, is_activated: bool) -> nn.Module:
-        return nn.SyncBatchNorm(num_channels, eps=self.eps, momentum=self.momentum)
-
-    def check(self, plan) -> None:
-        """All ranks synchronize in every micro-batch, so they need the same number of them."""
-        last = plan.micro_batches(plan.steps_per_epoch - 1)
-        if last % plan.world_size:
-            raise PlanError(
-                f"model.norm sync_batch_norm: the last step of an epoch has {last} micro-batches, "
-                f"which {plan.world_size} ranks cannot join; "
-                'use set="batch.drop_last=true"'
-            )
-
-    def check_settings(self, plan, settings) -> None:
-        """torch synchronizes on GPUs only; and where ranks synchronize inside a forward pass, one
-        cannot retry it alone.
-        """
-        if plan.world_size == 1:
-            return
-        if settings.micro_batch == "auto":
-            raise UserError(
-                "micro_batch=auto: not possible with sync_batch_norm, where ranks synchronize "
-                "inside the forward pass; leave micro_batch= out"
-            )
-        if settings.device == "cpu":
-            raise PlanError(
-                "model.norm sync_batch_norm: several ranks need GPUs; use one rank, or "
-                f'set="model.norm={{name: batch_norm, momentum: {self.momentum:g}, '
-                f'eps: {self.eps:g}, affine: true}}"'
             )
 
 
