@@ -558,7 +558,7 @@ def test_a_shape_is_what_costs_time(tmp_path):
             "set=: ablation=norm-micro-batch sets it",
         ),
         (["--measure", "0"], "measure=: only for the plan of an ablation"),
-        (["--results", "here"], "results=: only for the plan of an ablation"),
+        (["--workers", "2"], "workers=: only for the plan of an ablation"),
         (["--ablation", "norm-micro-bach"], "did you mean norm-micro-batch?"),
     ],
 )

@@ -151,6 +151,27 @@ def test_the_plan_has_steps_images_rates_batch_and_deviations():
     )  # the rate is not scaled behind the reader's back
 
 
+def test_the_plan_estimates_time_memory_and_cores_for_gpus_that_are_not_here(tmp_path):
+    words = ("plan", "--recipe", "A1", "--data", "imagenet-1k", "--results", tmp_path)
+    text = " ".join(rsb(*words, "--gpus", "8").output.split())
+    assert "8 GPUs, bf16" in text and "at least" in text and "A100" in text  # no row: published
+    assert "activations of 256 images" in text and "6 a GPU, 48 in all" in text
+    half = float(re.search(r"activations of 256 images at once ([\d.]+)", text)[1])
+    text = " ".join(rsb(*words, "--gpus", "8", "--precision", "float32").output.split())
+    whole = float(re.search(r"activations of 256 images at once ([\d.]+)", text)[1])
+    assert 1.8 < whole / half < 2.0 and "gpu=1" in text  # nothing is known of its speed
+    wrong = rsb(*words, "--gpus", "8", "--precision", "bf17")
+    assert wrong.exit_code == 2 and "bf16" in wrong.stderr
+
+
+def test_the_plan_of_images_in_memory_wants_no_cores_and_has_the_majority_class(tmp_path):
+    words = ("plan", "--recipe", "A3", "--model", "test_resnet", "--results", tmp_path)
+    text = " ".join(rsb(*words).output.split())
+    assert "this machine's CPU" in text and "majority class: top-1 10.0 %" in text
+    assert "bench recipe=A3 model=test_resnet data=digits" in text
+    assert " cores " not in rsb(*words, "--gpus", "1").output
+
+
 def test_explain_names_the_origin_of_every_value():
     done = rsb("explain", "--recipe", "A3", "--data", "digits", "--set", "lr.peak=3e-3")
     assert done.exit_code == 0
@@ -470,7 +491,9 @@ def test_a_plan_for_several_ranks_shares_the_micro_batches_or_says_that_it_canno
     done = rsb("plan", "--recipe", "A1", "--data", "imagenet-1k", "--gpus", "4")
     assert "4 ranks x 1 micro-batch x 512 images" in done.output
     done = rsb("plan", "--recipe", "A1", "--data", "imagenet-1k", "--gpus", "8")
-    assert done.exit_code == 2 and "8 ranks" in done.stderr
+    assert "8 ranks x 1 micro-batch x 256 images, 512 shared by 2 ranks" in done.output
+    done = rsb("plan", "--recipe", "A1", "--data", "imagenet-1k", "--gpus", "4096")
+    assert done.exit_code == 2 and "4096 ranks" in done.stderr
 
 
 def test_a_job_file_names_the_device_once(tmp_path):
@@ -479,3 +502,16 @@ def test_a_job_file_names_the_device_once(tmp_path):
         done = rsb("launch-slurm", "--gpus", "0", *words, "--job", job)
         assert done.exit_code == 0, done.stderr
         assert job.read_text().count("--device") == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "right"),
+    [
+        ("lr=0.01", "lr.peak="),
+        ("batch_size=64", "batch.images="),
+        ("pretrained=true", "model.pretrained={file:"),
+    ],
+)
+def test_other_programs_words_in_set_are_answered_with_the_right_one(given, right):
+    done = rsb("plan", "--recipe", "A3", "--model", "resnet18", "--set", given)
+    assert done.exit_code == 2 and f'use set="{right}' in done.output

@@ -8,7 +8,7 @@ from PIL import Image
 
 from trainer.base.errors import UserError
 from trainer.data.datasets.builtin import open_set
-from trainer.data.profile import data_folder, find_profile
+from trainer.data.profile import data_folder, find_profile, majority_pct
 from trainer.recipe.profiles import PROFILES, Adapt
 
 
@@ -169,3 +169,9 @@ def test_data_folder_is_what_the_user_said(folder):
     assert data_folder("cifar10", folder) == folder
     assert data_folder("digits") is None
     assert data_folder("own.yaml", Path("there")) == Path("there")
+
+
+@pytest.mark.parametrize("name", ["digits", "digits-grey"])
+def test_a_known_sets_majority_class_is_that_of_its_labels(name):
+    train, val = (open_set(PROFILES[name], None, split).labels for split in ("train", "val"))
+    assert PROFILES[name].majority_pct == pytest.approx(majority_pct(train, val))

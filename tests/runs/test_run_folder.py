@@ -67,12 +67,13 @@ def test_timm_refuses_a_changed_model_by_its_name(finished):
         timm.create_model(f"local-dir:{folder}", pretrained=True)
 
 
-def test_the_last_line_of_a_run_says_how_to_open_its_model(finished):
+def test_the_end_of_a_run_says_how_to_open_its_model(finished):
     plan, row, folder, settings = finished
     out = Console(file=io.StringIO(), width=400, highlight=False)
     show.row(out, row, settings, plan)
-    last = out.file.getvalue().splitlines()[-1]
-    assert f"trainer.runs.run_folder.open_model('{folder}')" in last and "local-dir" not in last
+    lines = out.file.getvalue().splitlines()
+    (line,) = [line for line in lines if line.startswith("model ")]
+    assert f"trainer.runs.run_folder.open_model('{folder}')" in line and "local-dir" not in line
 
 
 def test_opening_a_model_leaves_torchs_generator_alone(finished):

@@ -14,6 +14,7 @@ from trainer.base.settings import make_settings
 from trainer.data.profile import majority_pct
 from trainer.runs import summary
 from trainer.runs.job import Job, plan_of
+from trainer.tasks import task_of
 
 
 def above(precision, recipe, data="imagenet-1k"):
@@ -85,3 +86,16 @@ def test_the_result_has_the_majority_class_and_top_5_only_where_it_says_somethin
 def test_the_majority_class_is_trainings_scored_on_val():
     train, val = np.array([0, 1, 1, 2]), np.array([0, 0, 0, 1, 2])
     assert majority_pct(train, val) == 20
+
+
+@pytest.mark.parametrize(("num_classes", "shows_top5"), [(5, False), (6, True)])
+def test_a_score_found_again_has_top_5_only_where_it_says_something(num_classes, shows_top5):
+    out = Console(file=io.StringIO(), width=300)
+    plan, settings = plan_of(Job("A3", "resnet18")), make_settings("cpu", workers="0")
+    profile = plan.profile.model_copy(update={"num_classes": num_classes})
+    task = task_of(dataclasses.replace(plan, profile=profile), settings)
+    scores = task.scores((90.0, 100.0, 1.0), 100)
+    row = ROW.model_copy(update={"top1_pct": 90.0, "num_val_images": 100})
+    assert summary.rescored(out, row, scores, row.weights_sha256, settings)
+    assert out.file.getvalue().count("top-1") == 2
+    assert out.file.getvalue().count("top-5") == 2 * shows_top5

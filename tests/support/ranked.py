@@ -213,28 +213,19 @@ def scores(ranks, num_images: int) -> tuple:
     return dataclasses.astuple(found)
 
 
-class StopAt(StopRequest):
-    """A signal that comes to one rank at a step: the number of questions so far is that of steps."""
-
-    def __init__(self, step: int | None) -> None:
-        super().__init__()
-        self.left = step
-
-    @property
-    def is_requested(self) -> bool:
-        if self.left is not None:
-            self.left -= 1
-            if self.left < 0:
-                self.signal_name = "SIGUSR1"
-        return self.signal_name is not None
-
-
 def whole_run(ranks, folder: str, overrides: str, stop_rank: int = -1, stop_step: int = 0) -> dict:
     """train_in_folder, where a signal may come to one rank in the middle of a step."""
     plan = ranked_plan(ranks, "A1", "test_resnet", overrides)
     settings = make_settings("cpu", workers="0", checkpoint_s=0)
     out = Console(file=io.StringIO(), width=200)
-    stop = StopAt(stop_step if ranks.rank == stop_rank else None)
+    stop, step = StopRequest(), train.optimizer_step
+
+    def stepping(state, loader, number):
+        if ranks.rank == stop_rank and number + 1 == stop_step:
+            stop.signal_name = "SIGUSR1"
+        return step(state, loader, number)
+
+    train.optimizer_step = stepping
     outcome = train_in_folder(
         plan, settings, open_data(plan.profile, None), Path(folder), out, stop, ranks
     )
@@ -333,7 +324,8 @@ def stopped_in_evaluation(ranks, stop_rank: int) -> str:
     plan = small_plan()  # 3 ranks cannot share its micro-batches, but evaluate
     settings = make_settings("cpu", workers="0")
     model = TrainingState(plan, settings).model
-    stop = StopAt(0 if ranks.rank == stop_rank else None)
+    stop = StopRequest()
+    stop.signal_name = "SIGUSR1" if ranks.rank == stop_rank else None
     batches = open_data(plan.profile, None).val_batches(plan, settings, ranks)
     try:
         evaluate(plan, settings, model, batches, stop.check, ranks)

@@ -65,6 +65,7 @@ def test_a_broken_package_costs_its_own_line(tmp_path, monkeypatch, content, say
     assert list(found) == ["python", "timm", "cores", "locale"]
     assert says in found["timm"].found and found["timm"].state == BROKEN and found["timm"].remedy
     assert found["cores"].state == GOOD and not is_fit(found.values())
+    assert "442" in found["cores"].wanted and "resnet50" in found["cores"].wanted
 
 
 def test_a_package_that_hangs_is_given_up(tmp_path, monkeypatch):

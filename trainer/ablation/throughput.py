@@ -7,7 +7,9 @@ import itertools
 import json
 import statistics
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from trainer.base.settings import Settings
 from trainer.data.dataset import EVALUATION_IMAGES, OpenedData
@@ -17,6 +19,7 @@ from trainer.engine.train import optimizer_step
 from trainer.recipe import tree
 from trainer.recipe.plan import Plan
 from trainer.recipe.schema import ABOUT
+from trainer.runs.results import Row
 
 # Keys of a recipe without influence on a step's time, and those of which only the name has one.
 _WITHOUT_COST = (*ABOUT, "epochs", "lr", "smoothing", "drop_path", "precise_norm")
@@ -40,11 +43,20 @@ class Throughput:
 
 def shape_of(plan: Plan) -> str:
     """A digest of what determines the time of a step: plans of one shape are measured once."""
-    recipe = {
-        key: value for key, value in tree.plain(plan.recipe).items() if key not in _WITHOUT_COST
-    }
+    return _shape(plan.model, plan.profile.name, tree.plain(plan.recipe))
+
+
+def shape_of_row(row: Row) -> str | None:
+    """The same of a stored run; None where its row has no recipe."""
+    if row.resolved_recipe is None:
+        return None
+    return _shape(row.model, row.data, row.resolved_recipe)
+
+
+def _shape(model: str, data: str, resolved: Mapping[str, Any]) -> str:
+    recipe = {key: value for key, value in resolved.items() if key not in _WITHOUT_COST}
     recipe |= {key: recipe[key].get("name", True) for key in _BY_NAME if key in recipe}
-    shape = [plan.model, plan.profile.name, recipe]
+    shape = [model, data, recipe]
     return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:16]
 
 

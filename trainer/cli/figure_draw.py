@@ -6,6 +6,7 @@ from pathlib import Path
 
 import typer
 
+from trainer.base.commands import command
 from trainer.base.errors import UserError, did_you_mean
 from trainer.report.curves import find_curves
 from trainer.report.drawings import FIGURES, FORMATS, save_figure
@@ -27,7 +28,9 @@ def draw(
 ) -> None:
     """Write a figure of an ablation and say where it is. Raises UserError."""
     if not ablation:
-        raise UserError("figure: ablation= missing", "add ablation=<name>; make table lists them")
+        raise UserError(
+            "figure: ablation= missing", f"add ablation=<name>; {command('table')} lists them"
+        )
     _check_choice("what", what, FIGURES)
     if not _SIZES_IN[0] <= size_in <= _SIZES_IN[1]:
         raise UserError(

@@ -10,12 +10,13 @@ from typing import Annotated, Any
 
 import typer
 
-from trainer.base.errors import printable
+from trainer.base.errors import OverrideError, printable
 from trainer.base.exits import EXIT_FAILED, EXIT_STOPPED
 from trainer.base.memory import line_of
 from trainer.base.plugins import load_plugins
 from trainer.base.provenance import package_version
 from trainer.base.signals import Stopped
+from trainer.cli.hints import HINTS
 from trainer.recipe.shipped import find_recipe
 from trainer.runs.lock import LockLost
 
@@ -164,6 +165,13 @@ PluginFiles = Annotated[
 ]
 
 
+def _set_hint(error: Exception) -> str:
+    """What another program's word means here, where it was given as set="batch_size=64"."""
+    words = error.labels if isinstance(error, OverrideError) else ()
+    hint = HINTS.get(words[0], "") if len(words) == 1 else ""
+    return f"; use {hint.format('...')}" if hint.startswith("set=") else ""
+
+
 def user_errors(command):
     """Decorate a command: it gets the option --plugins, and a user's error is one line on standard
     error and exit 2.
@@ -190,7 +198,7 @@ def user_errors(command):
             line = line_of(error)
             if line is None:
                 raise
-            typer.echo(f"error: {line}", err=True)
+            typer.echo(f"error: {line}{_set_hint(error)}", err=True)
             raise typer.Exit(2) from None
 
     if not loads_itself:

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.text import Text
 
 from trainer.cli.plan_ablation import print_plan
+from trainer.cli.plan_estimate import planned_settings, print_estimate
 from trainer.data.profile import data_folder, find_profile, folder_majority_pct, ignored_files
 from trainer.distributed.launch import asked_ranks
 from trainer.models.build import assemble
@@ -23,14 +25,23 @@ from trainer.runs import summary
 from trainer.runs.job import Job, plan_of, resolve
 
 
-def plan(job: Job, gpus: int | None, procs: int | None) -> None:
-    """Print the plan of a run, shared by so many ranks. Raises UserError where they cannot."""
-    job = dataclasses.replace(job, world_size=asked_ranks(gpus, procs, "auto", None))
+def plan(
+    job: Job, gpus: int | None, procs: int | None, device: str, precision: str, results: Path
+) -> None:
+    """Print the plan of a run, shared by so many ranks, and what it will take. Raises UserError
+    where they cannot.
+    """
+    job = dataclasses.replace(job, world_size=asked_ranks(gpus, procs, device, None))
+    on_gpus = gpus is not None or (device == "cuda" and not torch.cuda.is_available())
+    settings = planned_settings("cpu" if procs is not None else device, precision, on_gpus)
     planned, out = plan_of(job), summary.console()
-    summary.plan_in_full(out, planned, *assemble(planned))
+    model, replacements = assemble(planned)
+    summary.plan_in_full(out, planned, model, replacements)
     folder = data_folder(job.data, job.data_dir)
-    summary.majority_line(out, folder_majority_pct(folder))
+    counted_pct = folder_majority_pct(folder)
+    summary.majority_line(out, planned.profile.majority_pct if folder is None else counted_pct)
     summary.ignored_lines(out, ignored_files(folder))
+    print_estimate(out, planned, settings, results, model, job)
 
 
 def plan_ablation(

@@ -13,7 +13,7 @@ from trainer.cli.options import app, user_errors
 from trainer.cli.recipe_list import list_recipes
 
 _RUN_OPTIONS = ("recipe", "model", "data", "seed", "set_", "gpus", "procs")
-_ABLATION_OPTIONS = ("measure", "device", "precision", "workers", "results")
+_ABLATION_OPTIONS = ("measure", "workers")
 
 
 def _commands():
@@ -47,7 +47,8 @@ def plan(
     procs: options.Procs = None,
 ) -> None:
     """Print the plan of a run without training: steps, images, learning rates, micro-batches,
-    deviations, model size. Needs no GPU, not even with --gpus, and no images.
+    deviations, model size, and an estimate of time, memory and cores. Needs no GPU, not even with
+    --gpus, and no images.
 
     With --ablation, the plan of an ablation; its time estimate needs the images.
     """
@@ -58,7 +59,7 @@ def plan(
         commands.plan_ablation(ablation, data_dir, machine, results, measure)
     else:
         job = commands.Job(recipe, model, data, data_dir, seed, set_)
-        commands.plan(job, gpus, procs)
+        commands.plan(job, gpus, procs, device, precision, results)
 
 
 def _check_options(context: typer.Context, ablation: str) -> None:

@@ -68,6 +68,8 @@ class Profile(StrictModel):
         a grey one is repeated three times; for any other number the files themselves hold as many
         (.npy of [H, W, C] uint8, or what PIL opens).
     native_px: side of its images where all have the same.
+    majority_pct: top-1 on val of always answering the class that train has most of; None where the
+        labels have to be counted.
     images_of: the known set whose images these are, where `name` is another.
     """
 
@@ -79,6 +81,7 @@ class Profile(StrictModel):
     std: tuple[Positive, ...]
     channels: Channels = 3
     native_px: ImageCount | None = None
+    majority_pct: Annotated[float, Field(gt=0, le=100)] | None = None
     images_of: Annotated[str, AfterValidator(_is_known)] | None = None
     adapt: Adapt | None = None
 
@@ -99,8 +102,9 @@ class Profile(StrictModel):
 
 
 def _grey(
-    name: str, num_train: int, num_val: int, mean: float, std: float, native_px: int, adapt: Adapt
-) -> tuple[Profile, Profile]:
+    name: str, num_train: int, num_val: int, mean: float, std: float, native_px: int, adapt: Adapt,
+    majority_pct: float = 10.0,
+) -> tuple[Profile, Profile]:  # fmt: skip
     """A grey set as the models of colour images take it, and as it is: `<name>-grey`, in one
     channel.
     """
@@ -112,6 +116,7 @@ def _grey(
         mean=(mean,) * 3,
         std=(std,) * 3,
         native_px=native_px,
+        majority_pct=majority_pct,
         adapt=adapt,
     )
     in_one = {
@@ -154,7 +159,7 @@ PROFILES = {
             ),
         ),
         *_grey("fashion-mnist", 60_000, 10_000, 0.2860, 0.3530, 28, _MNIST_LIKE),
-        *_grey("mnist", 60_000, 10_000, 0.1307, 0.3081, 28, _MNIST_LIKE),
+        *_grey("mnist", 60_000, 10_000, 0.1307, 0.3081, 28, _MNIST_LIKE, majority_pct=11.35),
         Profile(
             name="cifar10",
             num_classes=10,
@@ -163,6 +168,7 @@ PROFILES = {
             mean=(0.4914, 0.4822, 0.4465),
             std=(0.2470, 0.2435, 0.2616),
             native_px=32,
+            majority_pct=10.0,
             adapt=_CIFAR_LIKE,
         ),
         Profile(
@@ -173,6 +179,7 @@ PROFILES = {
             mean=(0.5071, 0.4865, 0.4409),
             std=(0.2673, 0.2564, 0.2762),
             native_px=32,
+            majority_pct=1.0,
             adapt=_CIFAR_LIKE,
         ),
         Profile(
@@ -182,6 +189,7 @@ PROFILES = {
             num_val=50_000,
             mean=IMAGENET_MEAN,
             std=IMAGENET_STD,
+            majority_pct=0.1,
         ),
     )
 }

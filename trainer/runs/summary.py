@@ -380,14 +380,10 @@ def rescored(out: Console, row: Row, scores, digest: str, settings: Settings) ->
     most = most_moved(row, settings)
     off = abs(scores.num_top1 - round(row.top1_pct * row.num_val_images / 100))
     is_same = scores.num_images == row.num_val_images and off <= most
-    out.print(
-        f"row  top-1 {row.top1_pct:.4f} %  top-5 {row.top5_pct:.4f} %  of {row.num_val_images}"
-        " images"
-    )
-    out.print(
-        f"now  top-1 {scores.top1_pct:.4f} %  top-5 {scores.top5_pct:.4f} %  of {scores.num_images}"
-        " images"
-    )
+    for name, found in (("row", row), ("now", scores)):
+        top5 = f"  top-5 {found.top5_pct:.4f} %" if scores.has_top5 else ""
+        num_images = row.num_val_images if found is row else scores.num_images
+        out.print(f"{name}  top-1 {found.top1_pct:.4f} %{top5}  of {num_images} images")
     allowed = f", of {most} allowed on {settings.device} in {settings.precision}" if most else ""
     told = f"{'' if is_same else 'not '}the same" + (
         f" ({off} image{'s' * (off != 1)} off{allowed})" if off else ""

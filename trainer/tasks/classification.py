@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ class ClassificationScores(Scores):
     image.test_flip, of summed logits.
     """
 
+    has_top5: ClassVar[bool] = True  # says something
     num_top1: int
     num_top5: int
 
@@ -51,6 +53,8 @@ class ClassificationScores(Scores):
 
 class _OfFewClasses(ClassificationScores):
     """Of five classes or fewer: all images are among the first five, which says nothing."""
+
+    has_top5 = False
 
     def summary(self) -> str:
         return f"top-1 {self.top1_pct:.2f} %  loss {self.loss_nats:.4f}"

@@ -298,7 +298,13 @@ def cores(_: Folders) -> list[Finding]:
     """Cores of this process: its affinity and its control group, not the machine's number."""
     own, there = num_cores(), os.cpu_count() or 1
     found = f"{own}" + (f" of the machine's {there}" if own != there else "")
-    return [Finding("cores", found, "1; a GPU wants 8 or more")]
+    speed = import_module("trainer.data.loader_speed")
+    number = speed.cores_for(speed.A100_RESNET50_IMAGES_PER_S)
+    wanted = (
+        f"1; for a GPU one for each {speed.CORE_IMAGES_PER_S:.0f} photographs of 224 px a second:"
+        f" {number} for an A100 with resnet50"
+    )
+    return [Finding("cores", found, wanted)]
 
 
 def shared_memory(_: Folders, folder: Path = Path("/dev/shm")) -> list[Finding]:
