@@ -4,6 +4,7 @@ point itself.
 
 import json
 import socket
+import threading
 
 import pytest
 
@@ -101,3 +102,25 @@ def test_a_launcher_that_ends_while_ranks_wait_is_named(both, board, capsys):
         and said.err.startswith("error: rank 1: rank 0, which keeps 127.0.0.1:")
         and said.err.count("\n") == 1
     )
+
+
+def test_no_heartbeat_is_left_inside_the_store_at_the_end(both, board, monkeypatch):
+    monkeypatch.setattr("trainer.distributed.rendezvous.HEARTBEAT_S", 0.0)
+    inside, answer = threading.Event(), threading.Event()
+
+    def add(name: str, amount: int) -> int:
+        inside.set()
+        answer.wait(60)
+        return 1
+
+    board.add = add
+    board.set("rank/1", json.dumps(["elsewhere", 1, "cpu"]))
+    both[0].check_in()
+    assert inside.wait(60)
+    closing = threading.Thread(target=both[0].close)
+    closing.start()
+    closing.join(0.1)
+    assert closing.is_alive()
+    answer.set()
+    closing.join(60)
+    assert not closing.is_alive()

@@ -239,6 +239,7 @@ def test_a_blow_up_ends_a_trial_and_spikes_and_noise_do_not():
 
 
 def test_what_was_kept_is_not_run_again(one, monkeypatch):
+    one(0, VALUES, "ramp")
     monkeypatch.setattr(trainer.lr_finder.trial, "optimizer_step", None)
     told = []
     one.log = TrialLog()

@@ -200,3 +200,8 @@ def test_notes_are_about_columns_that_are_shown():
     for word in ("Differences are", "Seeds needed", "Published"):
         assert word in whole and word not in some
     assert "Top-1" in some
+
+
+def test_a_dash_and_a_quote_stay_what_they_are_while_two_hyphens_become_no_dash():
+    assert "-" not in latex_text("58–73 — “so”") and "'" not in latex_text("“so”")
+    assert "--" not in latex_text("58--73") and "''" not in latex_text("''")

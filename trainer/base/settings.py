@@ -123,7 +123,7 @@ def _resolve_device(device: str, cuda) -> str:
             )
         return device
     if device.partition(":")[0] in _OTHER_ACCELERATORS:
-        raise UserError(f"device={device}: trains on NVIDIA and AMD GPUs and CPUs; use device=cpu")
+        raise UserError(f"device={device}: not supported (untried); use device=cpu")
     raise UserError(f"device={device}: not a device; valid: auto, cpu, cuda, cuda:N")
 
 
@@ -137,17 +137,22 @@ def unused_accelerator(device: str) -> str | None:
     return _OTHER_ACCELERATORS.get(found.type) if device == "cpu" and found else None
 
 
+def check_precision(precision: str) -> None:
+    """Refuse a precision that is not there. Raises UserError."""
+    if precision not in ("auto", *PRECISIONS):
+        raise UserError(
+            f"precision={precision}: unknown{did_you_mean(precision, PRECISIONS)}; valid: auto,"
+            f" {', '.join(PRECISIONS)}"
+        )
+
+
 def _resolve_precision(precision: str, on_gpu: bool, cuda) -> str:
+    check_precision(precision)
     if precision == "auto":
         if not on_gpu:
             return "float32"
         # GPUs before Ampere only emulate bf16
         return "bf16" if cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    if precision not in PRECISIONS:
-        raise UserError(
-            f"precision={precision}: unknown{did_you_mean(precision, PRECISIONS)}; valid: auto,"
-            f" {', '.join(PRECISIONS)}"
-        )
     if precision == "fp16" and not on_gpu:
         raise UserError("precision=fp16: needs a GPU (its gradient scaler); use precision=float32")
     if precision == "tf32" and not (on_gpu and cuda.is_tf32_supported()):

@@ -12,9 +12,8 @@ from rich.text import Text
 from torch import nn
 
 from trainer.base.commands import command
-from trainer.base.errors import UserError, did_you_mean
 from trainer.base.plural import counted, plural
-from trainer.base.settings import PRECISIONS, Settings, make_settings
+from trainer.base.settings import Settings, check_precision, make_settings
 from trainer.data.loader_speed import (
     FFCV_IMAGES_PER_S,
     core_images_per_s,
@@ -33,11 +32,7 @@ def planned_settings(device: str, precision: str, on_gpus: bool) -> Settings:
     """The settings of a run on this machine; on_gpus: of one on GPUs, which need not be here."""
     if not on_gpus:
         return make_settings(device, precision)
-    if precision not in ("auto", *PRECISIONS):
-        raise UserError(
-            f"precision={precision}: unknown{did_you_mean(precision, PRECISIONS)}; valid: auto,"
-            f" {', '.join(PRECISIONS)}"
-        )
+    check_precision(precision)
     return dataclasses.replace(
         make_settings("cpu"),
         device="cuda",

@@ -250,9 +250,12 @@ class Rendezvous:
         return [self.store.add(f"beat/{rank}", 0) for rank in range(self.place.world_size)]
 
     def close(self) -> None:
-        """Stop the heartbeat."""
+        """Stop the heartbeat, and wait for it: a thread that is inside the store while the process
+        ends aborts it, after its last line.
+        """
         if self._heartbeat is not None:
             self._heartbeat.done.set()
+            self._heartbeat.join(GRACE_S)  # a store that hangs is not waited for
 
 
 class _Heartbeat(threading.Thread):

@@ -19,7 +19,8 @@ _LATEX_ESCAPES = {
     "|": r"\textbar{}", '"': r"\char34{}", "`": "{`}",
     "±": r"$\pm$", "−": "$-$", "≈": r"$\approx$", "×": r"$\times$", "·": r"$\cdot$",
     "≤": r"$\leq$", "≥": r"$\geq$", "→": r"$\rightarrow$", "…": r"\ldots{}",
-    "–": "--", "—": "---", "’": "'", "‘": "`", "“": "``", "”": "''",
+    "–": r"\textendash{}", "—": r"\textemdash{}",
+    "’": "'", "‘": "`", "“": r"\textquotedblleft{}", "”": r"\textquotedblright{}",
     "α": r"$\alpha$", "β": r"$\beta$", "γ": r"$\gamma$", "δ": r"$\delta$", "ε": r"$\epsilon$",
     "λ": r"$\lambda$", "μ": r"$\mu$", "µ": r"$\mu$", "σ": r"$\sigma$", "τ": r"$\tau$",
 }  # fmt: skip
