@@ -5,6 +5,7 @@ does not know.
 from dataclasses import dataclass
 
 import pytest
+import timm
 import torch
 from torch.nn import functional
 
@@ -15,7 +16,7 @@ from trainer.data.transforms import in_format, inputs_of, normalize
 from trainer.engine.null_run import NullLogger, NullRun
 from trainer.engine.state import TrainingState
 from trainer.engine.train import optimizer_step, train
-from trainer.tasks import Scores, Task, task_of
+from trainer.tasks import Scores, Task, classification, task_of
 
 SMALL = (
     "batch.images=360 batch.norm_images=180 epochs=2 lr.warmup_epochs=1 average='{name: ema, decay:"
@@ -155,3 +156,20 @@ def test_scores_are_counts_over_the_pass():
     assert scores.loss_nats == pytest.approx(
         functional.cross_entropy(logits, torch.tensor([3, 0, 1, 9])).item()
     )
+
+
+@pytest.mark.parametrize("model", ["test_resnet", "test_convnext"])
+@pytest.mark.parametrize(
+    ("num_images", "pieces"), [(128, [32] * 4), (97, [25, 24, 24, 24]), (33, [17, 16]), (31, [31])]
+)
+def test_large_images_are_scored_in_pieces_on_a_cpu_with_the_same_bits(
+    monkeypatch, model, num_images, pieces
+):
+    monkeypatch.setattr(classification, "_PIXELS_AT_ONCE", 32 * 64**2)
+    torch.manual_seed(0)
+    net, sizes = timm.create_model(model, num_classes=10).eval(), []
+    net.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    images = torch.randn(num_images, 3, 64, 64)
+    with torch.no_grad():
+        pieced, whole = classification._scored(net, images), net(images)
+    assert sizes == [*pieces, num_images] and torch.equal(pieced, whole)

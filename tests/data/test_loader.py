@@ -16,7 +16,7 @@ from trainer.components.erasing import RandomErasing
 from trainer.components.rand_augment import RandAugment
 from trainer.data.datasets.builtin import ArraySet, FolderSet, for_training, open_set
 from trainer.data.decode import BadImage
-from trainer.data.evaluation import evaluation_batches
+from trainer.data.evaluation import EvaluationStream, evaluation_batches
 from trainer.data.index import open_index
 from trainer.data.loader import TrainStream, shrunk
 from trainer.data.order import epoch_order
@@ -305,7 +305,9 @@ def test_skipping_ends_where_all_images_are_bad(make_folder):
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_evaluation_shows_each_image_once_in_order(num_workers):
     val = open_set(PROFILES["digits"], None, "val")
-    batches = list(evaluation_batches(val, 32, 1.0, "bicubic", 100, num_workers, "cpu"))
+    batches = list(
+        evaluation_batches(EvaluationStream(val, 32, 1.0, "bicubic", 100), num_workers, "cpu")
+    )
     assert [len(images) for images, _ in batches] == [100, 100, 100, 60]
     assert torch.cat([labels for _, labels in batches]).tolist() == val.labels.tolist()
     expected = Image.fromarray(val.images[359]).convert("RGB").resize((32, 32), Image.BICUBIC)
@@ -314,7 +316,7 @@ def test_evaluation_shows_each_image_once_in_order(num_workers):
 
 def test_a_bad_image_ends_an_evaluation(photos):
     with pytest.raises(BadImage, match="0 bytes"):
-        list(evaluation_batches(photos, 32, 1.0, "bicubic", 5, 1, "cpu"))
+        list(evaluation_batches(EvaluationStream(photos, 32, 1.0, "bicubic", 5), 1, "cpu"))
 
 
 def test_workers_leave_signals_to_the_main_process(digits):

@@ -23,7 +23,7 @@ from support.forked import left_in_session
 from trainer.base.signals import Stopped, StopRequest
 from trainer.data import messages, workers
 from trainer.data.decode import DataTrouble
-from trainer.data.workers import Watch, items_of
+from trainer.data.workers import Pool, Started, Watch, items_of
 
 ENDING = """
 import sys, torch
@@ -188,7 +188,7 @@ def _killed_with(owner, name, count=1):
 
 
 def _second_starts():
-    _killed_with(workers._Pool, "_started", 2)
+    _killed_with(workers.Pool, "_started", 2)
     _is_asked()
 
 
@@ -199,7 +199,7 @@ def _first_asked():
 
 def _all_wait_to_send():
     kept = _is_asked(range(10, 10**6), Killer())
-    wait_for = [worker.socket for worker in kept[0].gi_frame.f_locals["pool"].workers]
+    wait_for = [worker.socket for worker in kept[0].gi_frame.f_locals["workers"].pool.workers]
     while len(multiprocessing.connection.wait(wait_for)) < 3:
         pass
     killed()
@@ -216,12 +216,12 @@ def _at_work_for_ever():
 
 
 def _replaced(folder):
-    _killed_with(workers._Pool, "_started", 4)
+    _killed_with(workers.Pool, "_started", 4)
     list(items_of(Killing(folder, 1), range(10), 3, "cpu"))
 
 
 def _ends():
-    _killed_with(workers._Pool, "_end")
+    _killed_with(workers.Pool, "_end")
     _is_asked()[0].close()
 
 
@@ -307,6 +307,51 @@ def test_one_that_is_killed_again_over_the_same_item_ends_the_wait(tmp_path):
     with pytest.raises(DataTrouble, match="loader process 2 of 2 .* SIGKILL"):
         list(items_of(Killing(tmp_path, 2), range(20), 2, "cpu", Watch(say=lambda line: None)))
     assert len(list(tmp_path.iterdir())) == 2 and not multiprocessing.active_children()
+
+
+@contextlib.contextmanager
+def two_streams(said):
+    """Two streams of one pool of two processes, and calls that open a pass of each."""
+    with Pool([Squares(), Squares()], 2, said.append) as pool:
+        yield (
+            pool,
+            [
+                functools.partial(
+                    items_of, workers=Started(pool, i), device="cpu", watch=Watch(say=said.append)
+                )
+                for i in range(2)
+            ],
+        )
+
+
+def test_one_pool_serves_passes_beside_each_other():
+    """As a run's evaluations, in the middle of its training."""
+    said = []
+    with two_streams(said) as (pool, (train, val)):
+        pids = [worker.process.pid for worker in pool.workers]
+        training = train(Squares(), range(20))
+        seen = [next(training)]
+        for _ in range(2):
+            assert are_squares(val(Squares(), range(7)), 7)
+            seen.append(next(training))
+        left = val(Squares(), range(20))
+        next(left)
+        left.close()  # what still comes of it is dropped
+        assert are_squares([*seen, *training])
+        assert not any(worker.due or worker.arrived for worker in pool.workers)
+        assert [worker.process.pid for worker in pool.workers] == pids and not said
+    assert not multiprocessing.active_children()
+
+
+def test_a_process_that_dies_asleep_is_replaced_each_time():
+    said = []
+    with two_streams(said) as (pool, (_, val)):
+        for number in range(3):
+            assert are_squares(val(Squares(), range(5)), 5)
+            os.kill(pool.workers[0].process.pid, signal.SIGKILL)
+            assert len(said) == number
+        assert are_squares(val(Squares(), range(5)), 5)
+    assert len(said) == 3 and all("process 1 of 2" in line and "SIGKILL" in line for line in said)
 
 
 @pytest.mark.parametrize("num_started", [0, 1])

@@ -106,7 +106,7 @@ import json, os, signal, time
 from support.gpu_stub.watch import Watch
 from trainer.data import workers
 workers._work = lambda *given: time.sleep(600)  # never looks whether its parent is there
-with Watch() as watch, workers._Pool(range(9), 2, workers.Watch()):
+with Watch() as watch, workers.Pool([range(9)], 2, print):
     print(json.dumps(watch.processes), flush=True)
     signal.pause()
 """

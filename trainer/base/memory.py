@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import resource
@@ -89,6 +90,15 @@ def keep_freed_memory() -> bool:
     except AttributeError:  # musl has none
         return False
     return bool(options(_MMAP_THRESHOLD, _NEVER_BYTES) and options(_TRIM_THRESHOLD, _NEVER_BYTES))
+
+
+def hand_back_freed_memory() -> None:
+    """Give the system what the C library keeps of freed memory, before a process is forked: it
+    would hold a copy of it.
+    """
+    if sys.platform.startswith("linux"):
+        with contextlib.suppress(AttributeError):  # musl has none
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def reserved_mem_mib(settings) -> float | None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,15 +21,35 @@ from trainer.data.datasets.builtin import (
     open_set,
 )
 from trainer.data.datasets.packed import holds_files
-from trainer.data.evaluation import evaluation_batches
+from trainer.data.evaluation import EvaluationStream, evaluation_batches
 from trainer.data.jpeg import decoder_name
 from trainer.data.loader import MicroBatch, TrainStream
 from trainer.data.prefetcher import prefetched
 from trainer.data.transforms import fill_of
-from trainer.data.workers import Watch
+from trainer.data.workers import Pool, Started, Watch
 from trainer.distributed.communicator import Ranks, alone
 
 EVALUATION_IMAGES = 128  # per batch; fixed, so that a score does not depend on the recipe's batch
+
+
+_VAL, _TRAIN = range(2)  # the streams of a run's pool
+
+
+@dataclass(frozen=True)
+class StartedLoaders:
+    """Processes that make the evaluation batches of a plan, and this rank's micro-batches."""
+
+    pool: Pool
+    plan: Any
+    ranks: Ranks
+
+    def serves(self, number: int, plan, ranks: Ranks) -> bool:
+        """Do they make this stream of a plan for a rank?"""
+        return (
+            number < len(self.pool.streams)
+            and plan is self.plan
+            and (ranks.rank, ranks.world_size) == (self.ranks.rank, self.ranks.world_size)
+        )
 
 
 @dataclass(frozen=True)
@@ -35,12 +57,14 @@ class OpenedData:
     """Training and validation images of one dataset.
 
     content_sha256: of the bytes of all images, once with_content of runs/job or read_content has
-    read them; None where it is not known, as of a .beton that an older version wrote.
+    read them; None where it is not known, as of a .beton that an older version wrote. started: the
+    loader processes of one run, within a block of `started_for`.
     """
 
     train: ImageSet
     val: ImageSet
     content_sha256: str | None = None
+    started: StartedLoaders | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -92,6 +116,24 @@ class OpenedData:
         is_beton = isinstance(self.train, BetonSet)
         return f"torch, {self.train.facts.title if is_beton else decoder_name()}"
 
+    @contextmanager
+    def started_for(
+        self, plan, settings, ranks: Ranks, say: Callable[[str], None]
+    ) -> Iterator[OpenedData]:
+        """This data with its loader processes running: one set for the training and all evaluations
+        of a plan, until the end of the block.
+
+        To be entered before there is a model: see Pool.
+        """
+        if not settings.num_workers:
+            yield self
+            return
+        sources = [self._evaluation_stream(plan)]
+        if settings.loader != "ffcv":  # whose threads load
+            sources.append(self.stream(plan, settings, ranks).source())
+        with Pool(sources, settings.num_workers, say) as pool:
+            yield replace(self, started=StartedLoaders(pool, plan, ranks))
+
     def train_stream(
         self,
         plan,
@@ -106,14 +148,20 @@ class OpenedData:
         wrap: replaces the stream, as fault injection does.
         """
         stream = self.stream(plan, settings, ranks)
+        workers = self._workers(_TRAIN, plan, settings, ranks)
         if wrap is not None:
-            stream = wrap(stream)
+            stream, workers = wrap(stream), settings.num_workers
         return prefetched(
-            stream.batches(
-                first_step, plan.num_steps, settings.num_workers, settings.device, watch
-            ),
+            stream.batches(first_step, plan.num_steps, workers, settings.device, watch),
             settings.device,
         )
+
+    def _workers(self, number: int, plan, settings, ranks: Ranks) -> int | Started:
+        """The processes that were started for this, else the number of those to start."""
+        found = self.started
+        if found is None or not found.serves(number, plan, ranks):
+            return settings.num_workers
+        return Started(found.pool, number)
 
     def stream(self, plan, settings, ranks: Ranks = alone()) -> TrainStream:
         """This rank's training micro-batches of a plan, by key."""
@@ -142,20 +190,23 @@ class OpenedData:
         """Every validation image once, in order; several ranks share the batches, without
         padding.
         """
+        return evaluation_batches(
+            self._evaluation_stream(plan),
+            self._workers(_VAL, plan, settings, ranks),
+            settings.device,
+            ranks.rank,
+            ranks.world_size,
+            watch,
+        )
+
+    def _evaluation_stream(self, plan) -> EvaluationStream:
         image = plan.recipe.image
-        return iter(
-            evaluation_batches(
-                self.val,
-                test_px=image.test_px,
-                test_crop_share=image.test_crop_share,
-                interpolation=image.test_interpolation,
-                batch_images=EVALUATION_IMAGES,
-                num_workers=settings.num_workers,
-                device=settings.device,
-                rank=ranks.rank,
-                num_ranks=ranks.world_size,
-                watch=watch,
-            )
+        return EvaluationStream(
+            self.val,
+            test_px=image.test_px,
+            test_crop_share=image.test_crop_share,
+            interpolation=image.test_interpolation,
+            batch_images=EVALUATION_IMAGES,
         )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trainer.data.datasets.builtin import ImageSet
 from trainer.data.decode import BadImage, evaluation_square, stack_squares
-from trainer.data.workers import Watch, items_of, whole
+from trainer.data.workers import Started, Watch, items_of, whole
 
 
 @dataclass(frozen=True)
@@ -55,28 +55,22 @@ def never_skipped(error: BadImage) -> BadImage:
 
 
 def evaluation_batches(
-    image_set: ImageSet,
-    test_px: int,
-    test_crop_share: float,
-    interpolation: str,
-    batch_images: int,
-    num_workers: int,
+    stream: EvaluationStream,
+    workers: int | Started,
     device: str,
     rank: int = 0,
     num_ranks: int = 1,
     watch: Watch = Watch(),
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(images [B, C, px, px] uint8, labels [B] int64) of one pass; pinned where the device is a
-    GPU.
+    GPU. workers: as of items_of.
 
     A rank gets every num_ranks-th batch from the rank-th on: a batch is the same however many ranks
-    share them. The workers end with the pass: persistent ones would hold copies of all memory that
-    training overwrites (copy-on-write).
+    share them.
 
     Raises BadImage, DataTrouble, and what watch.check raises.
     """
-    stream = EvaluationStream(image_set, test_px, test_crop_share, interpolation, batch_images)
-    return whole(items_of(stream, range(rank, len(stream), num_ranks), num_workers, device, watch))
+    return whole(items_of(stream, range(rank, len(stream), num_ranks), workers, device, watch))
 
 
 def _channels_first(pixels: np.ndarray, num_channels: int) -> Tensor:

@@ -26,7 +26,7 @@ from trainer.data.jpeg import Jpeg
 from trainer.data.order import micro_batch_ids, window
 from trainer.data.parts import Parts, has_parts, in_micro_batches, part_keys
 from trainer.data.transforms import augmented
-from trainer.data.workers import Watch, items_of, whole
+from trainer.data.workers import Started, Watch, items_of, whole
 from trainer.recipe.assignment import WHOLE, Assignment
 from trainer.recipe.plan import num_micro_batches_in
 from trainer.recipe.sections import Growth
@@ -104,20 +104,25 @@ class TrainStream:
         self,
         first_step: int,
         num_steps: int,
-        num_workers: int,
+        workers: int | Started,
         device: str,
         watch: Watch = Watch(),
     ) -> Iterator[MicroBatch]:
         """All from first_step to the end of step num_steps - 1, in order; images pinned where the
-        device is a GPU.
+        device is a GPU. workers: as of items_of; those that were started make items of `source`.
 
         Raises BadImage, DataTrouble, and what watch.check raises.
         """
         if has_parts(self):
             keys = part_keys(self, first_step, num_steps)
-            parts = items_of(Parts(self), keys, num_workers, "cpu", watch)
-            return in_micro_batches(self, parts, first_step, num_steps, device, num_workers > 0)
-        return whole(items_of(self, self.keys(first_step, num_steps), num_workers, device, watch))
+            parts = items_of(self.source(), keys, workers, "cpu", watch)
+            return in_micro_batches(self, parts, first_step, num_steps, device, workers != 0)
+        keys = self.keys(first_step, num_steps)
+        return whole(items_of(self.source(), keys, workers, device, watch))
+
+    def source(self) -> TrainStream | Parts:
+        """What loader processes make items of."""
+        return Parts(self) if has_parts(self) else self
 
     def keys(self, first_step: int, num_steps: int) -> Iterator[tuple[int, int]]:
         """(step, micro-batch) from first_step up to the end of step num_steps - 1."""

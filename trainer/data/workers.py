@@ -7,6 +7,7 @@ could not be started or could not read its files, another one delivers: the same
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import multiprocessing
 import os
@@ -19,7 +20,7 @@ import time
 import traceback
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
@@ -30,7 +31,7 @@ import torch
 from torch import Tensor
 
 from trainer.base.disk import why
-from trainer.base.memory import is_memory_full
+from trainer.base.memory import hand_back_freed_memory, is_memory_full
 from trainer.base.signals import SIGNALS
 from trainer.data.decode import BadImage, DataTrouble
 from trainer.data.messages import LostMemory, receive, send
@@ -60,21 +61,27 @@ class Watch:
 
 
 def items_of(
-    stream, keys: Iterable, num_workers: int, device: str, watch: Watch = Watch()
+    stream, keys: Iterable, workers: int | Started, device: str, watch: Watch = Watch()
 ) -> Iterator:
-    """stream[key] for every key, in order, made by num_workers processes, or in this one with none;
-    in pinned memory where the device is a GPU.
+    """stream[key] for every key, in order; in pinned memory where the device is a GPU.
+
+    workers: the number of processes that make them and end with them; with none, this one does. Or
+    processes that were started with this stream, and stay.
 
     Items that cannot be read are tried again for RETRY_FOR_S; a process that is killed is replaced
     once for the same item.
 
     Raises DataTrouble, and what watch.check raises.
     """
-    with _Pool(stream, num_that_fit(num_workers, watch.say), watch) as pool:
+    with contextlib.ExitStack() as stack:
+        if isinstance(workers, int):
+            workers = Started(stack.enter_context(Pool([stream], workers, watch.say)), 0)
+        of = _Pass(workers, watch)
+        stack.callback(of.end)
         here = ((key, _made(stream, key)) for key in keys)
-        made = pool.items(iter(keys)) if pool.workers else here
+        made = of.items(iter(keys)) if workers.pool.workers else here
         tried = (_tried_again(stream, key, item, watch) for key, item in made)
-        yield from _pinned(tried, pool.is_ready, device) if device.startswith("cuda") else tried
+        yield from _pinned(tried, of.is_ready, device) if device.startswith("cuda") else tried
 
 
 def whole(items: Iterable) -> Iterator:
@@ -100,35 +107,44 @@ def num_that_fit(num_workers: int, say: Callable[[str], None]) -> int:
 
 @dataclass
 class _Worker:
-    """One process. due: keys that it was asked for, the first one next. died_at: the key that was
-    due when the process before this one died.
+    """One process. due: (pass, key) that it was asked for, the first one next. arrived: (pass,
+    item) that came while another pass's was awaited. died_at: the first that was due when the
+    process before this one died, which has made nothing since.
     """
 
     number: int
     process: Any
     socket: socket.socket
     due: deque = field(default_factory=deque)
+    arrived: deque = field(default_factory=deque)
     died_at: Any = None
 
 
-class _Pool:
-    """Processes over a stream, ended with the block, or with this program whatever ends it."""
+class Pool:
+    """Processes that make the items of some streams, ended with the block, or with this program
+    whatever ends it.
 
-    def __init__(self, stream, num_workers: int, watch: Watch) -> None:
-        self.stream, self._num_workers, self._watch = stream, num_workers, watch
+    They sleep where no item is asked for. Whatever this program overwrites after it has started
+    them they hold a copy of (copy-on-write): so the earlier the smaller.
+    """
+
+    def __init__(self, streams: Sequence, num_workers: int, say: Callable[[str], None]) -> None:
+        self.streams, self._say = tuple(streams), say
+        self._num_workers = num_that_fit(num_workers, say)
         self.workers: list[_Worker] = []
-        self._next = 0  # whose turn it is
 
-    def __enter__(self) -> _Pool:
+    def __enter__(self) -> Pool:
         # Before the first is started: they ignore SIGTERM (see _start_worker), with which
         # multiprocessing would end them at exit before it joins them, and hang. By a hook of its
         # own, which its child processes (an ablation's cells) have too, where atexit has none.
         self._at_exit = Finalize(None, self._end, exitpriority=1)
+        if self._num_workers:
+            hand_back_freed_memory()
         try:
             for number in range(self._num_workers):
                 self.workers.append(_Worker(number, *self._started()))
         except OSError as error:
-            self._watch.say(
+            self._say(
                 f"loader process {len(self.workers) + 1} of {self._num_workers} cannot be started"
                 f" ({why(error)}); continuing with {len(self.workers) or 'this process alone'}"
             )
@@ -143,46 +159,46 @@ class _Pool:
             worker.process.join()
             worker.socket.close()
 
-    def items(self, keys: Iterator) -> Iterator[tuple[Any, Any]]:
-        """(key, item) of each key, in order: from the processes in turn."""
-        for _ in range(_AHEAD):
-            for worker in self.workers:
-                self._ask(worker, keys)
-        for worker in itertools.cycle(self.workers):
-            if not worker.due:
-                return
-            self._next = (worker.number + 1) % len(self.workers)
-            item = self._received(worker)
-            key = worker.due.popleft()
-            self._ask(worker, keys)
-            yield key, item
+    def ask(self, worker: _Worker, of: _Pass, key: Any) -> None:
+        """Ask a process for an item of a pass."""
+        worker.due.append((of, key))
+        with contextlib.suppress(OSError):  # it is found dead where its item is awaited
+            send(worker.socket, (of.number, key))
 
-    def is_ready(self) -> bool:
-        """Has the next item, or the start of it, come? False where there are no processes."""
-        turn = [worker.socket for worker in self.workers[self._next : self._next + 1]]
-        return bool(turn) and bool(wait(turn, 0))
+    def item(self, worker: _Worker, of: _Pass) -> Any:
+        """The next item of a pass that a process was asked for. Those of other passes that come
+        before it wait for their turn.
+        """
+        for place, (owner, item) in enumerate(worker.arrived):
+            if owner is of:
+                del worker.arrived[place]
+                return item
+        while True:
+            item = self._received(worker, of.watch)
+            owner, _ = worker.due.popleft()
+            worker.died_at = None
+            if owner is of:
+                return item
+            if not owner.is_over:
+                worker.arrived.append((owner, item))
 
-    def _ask(self, worker: _Worker, keys: Iterator) -> None:
-        for key in itertools.islice(keys, 1):
-            worker.due.append(key)
-            with contextlib.suppress(OSError):  # it is found dead where its item is awaited
-                send(worker.socket, key)
-
-    def _received(self, worker: _Worker) -> Any:
+    def _received(self, worker: _Worker, watch: Watch) -> Any:
+        """What a process owes first."""
         while True:
             try:
-                item = receive(worker.socket, self._watch.check)
+                item = receive(worker.socket, watch.check)
             except LostMemory:
-                return _made(self.stream, worker.due[0])
+                owner, key = worker.due[0]
+                return _made(self.streams[owner.number], key)
             except (EOFError, ConnectionError):
-                self._replace(worker)
+                self._replace(worker, watch)
                 continue
             if isinstance(item, _Failed):
                 item.error.add_note(f"in loader process {worker.number + 1}:\n{item.trace}")
                 raise item.error
             return item
 
-    def _replace(self, worker: _Worker) -> None:
+    def _replace(self, worker: _Worker, watch: Watch) -> None:
         """Start a process in a dead one's place, for the items that it owes. Raises DataTrouble
         where the one before died over the same item.
         """
@@ -192,14 +208,15 @@ class _Pool:
             f" {worker.process.pid}) {_death(worker.process.exitcode)}"
         )
         worker.socket.close()
-        if worker.died_at is not None and worker.died_at == worker.due[0]:
+        if worker.died_at is not None and worker.died_at is worker.due[0]:
             raise DataTrouble(f"the end of a process: {death}, as the one before it")
         worker.died_at = worker.due[0]
-        self._watch.say(f"{death}; another one makes the same images")
+        watch.say(f"{death}; another one makes the same images")
+        hand_back_freed_memory()
         try:
             worker.process, worker.socket = self._started()
-            for key in worker.due:
-                send(worker.socket, key)
+            for of, key in worker.due:
+                send(worker.socket, (of.number, key))
         except OSError as error:
             raise DataTrouble(f"the end of a process: {death}; {why(error)}") from None
 
@@ -211,7 +228,7 @@ class _Pool:
         ours, theirs = socket.socketpair()
         ours.settimeout(_LOOK_S)
         with theirs:  # else a dead process's end would stay open here
-            process = context.Process(target=_work, args=(theirs, self.stream), daemon=True)
+            process = context.Process(target=_work, args=(theirs, self.streams), daemon=True)
             try:
                 process.start()
             except BaseException:
@@ -222,6 +239,55 @@ class _Pool:
     def _end(self) -> None:
         for worker in self.workers:
             worker.process.kill()
+
+
+@dataclass(frozen=True)
+class Started:
+    """A stream of a pool's, by its number there."""
+
+    pool: Pool
+    number: int
+
+
+class _Pass:
+    """Items of one stream by a pool's processes in turn, beside those of other passes. is_over:
+    what still comes for it is dropped.
+    """
+
+    def __init__(self, started: Started, watch: Watch) -> None:
+        self._pool, self.number, self.watch = started.pool, started.number, watch
+        self._due: deque[tuple[_Worker, Any]] = deque()  # in their order
+        self.is_over = False
+
+    def items(self, keys: Iterator) -> Iterator[tuple[Any, Any]]:
+        """(key, item) of each key, in order."""
+        for _ in range(_AHEAD):
+            for worker in self._pool.workers:
+                self._ask(worker, keys)
+        while self._due:
+            worker, key = self._due[0]
+            item = self._pool.item(worker, self)
+            self._due.popleft()
+            self._ask(worker, keys)
+            yield key, item
+
+    def is_ready(self) -> bool:
+        """Has the next item, or the start of it, come? False where there are no processes."""
+        if not self._due:
+            return False
+        worker, _ = self._due[0]
+        return any(of is self for of, _ in worker.arrived) or bool(wait([worker.socket], 0))
+
+    def end(self) -> None:
+        """No further item is wanted."""
+        self.is_over = True
+        for worker, _ in self._due:
+            worker.arrived = deque(each for each in worker.arrived if each[0] is not self)
+
+    def _ask(self, worker: _Worker, keys: Iterator) -> None:
+        for key in itertools.islice(keys, 1):
+            self._due.append((worker, key))
+            self._pool.ask(worker, self, key)
 
 
 def _death(code: int | None) -> str:
@@ -240,14 +306,14 @@ class _Failed:
     trace: str
 
 
-def _work(socket_: socket.socket, stream) -> None:
+def _work(socket_: socket.socket, streams: Sequence) -> None:
     """Make the items that are asked for, until nobody asks any more."""
     _start_worker()
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
-            key = receive(socket_)
+            number, key = receive(socket_)
             try:
-                item = _made(stream, key)
+                item = _made(streams[number], key)
             except Exception as error:
                 item = _Failed(error, traceback.format_exc())
             send(socket_, item)
@@ -318,6 +384,7 @@ def _start_worker() -> None:
     """Set up a worker. It ignores signals sent to the process group: the main process handles them,
     saves, and ends its workers.
     """
+    gc.freeze()  # a collection writes to each object that it looks at, and so copies its page
     torch.set_num_threads(1)
     ignore_advice_about_files()
     for number in SIGNALS:

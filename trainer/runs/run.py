@@ -8,6 +8,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,12 @@ def train_in_folder(
     Raises LockLost where another process has taken the folder over.
     """
     gpus = [torch.device(settings.device)] if settings.device.startswith("cuda") else []
-    with torch.random.fork_rng(gpus), algorithms_kept():
+    say = partial(console.print, markup=False, highlight=False)
+    with (
+        data.started_for(plan, settings, ranks, say) as data,
+        torch.random.fork_rng(gpus),
+        algorithms_kept(),
+    ):
         state = TrainingState(plan, settings, ranks)
         run = TrainingRun(folder, state, console, stop, guard)
         return Outcome(train(state, data, run), state, run)

@@ -14,6 +14,9 @@ from trainer.data.loader import MicroBatch
 from trainer.data.transforms import autocast, in_format, inputs_of, normalize
 from trainer.tasks.base import Scores, Task
 
+_PIXELS_AT_ONCE = 128 * 112**2  # that a CPU scores: a whole batch of evaluation up to 112 px
+_LEAST_IMAGES = 16
+
 
 @dataclass(frozen=True)
 class ClassificationScores(Scores):
@@ -116,8 +119,8 @@ class Classification(Task):
         images, labels = (part.to(device, non_blocking=True) for part in (images, labels))
         images = in_format(normalize(images, self.plan.profile), self.settings)
         with autocast(self.settings):
-            logits = model(images)
-            mirrored = model(images.flip(3)) if recipe.image.test_flip else None
+            logits = _scored(model, images)
+            mirrored = _scored(model, images.flip(3)) if recipe.image.test_flip else None
         logits = logits.float() if mirrored is None else logits.float() + mirrored.float()
         first = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
         loss = recipe.loss(logits, one_hot_targets(labels, logits.shape[1], 0.0))
@@ -127,3 +130,19 @@ class Classification(Task):
         num_top1, num_top5, loss_sum = sums
         kind = ClassificationScores if self.plan.profile.num_classes > 5 else _OfFewClasses
         return kind(num_images, loss_sum / num_images, int(num_top1), int(num_top5))
+
+
+def _scored(model: nn.Module, images: Tensor) -> Tensor:
+    """The logits of a batch in evaluation mode, where an image's do not depend on the others.
+
+    A CPU takes large images in pieces: a whole batch of them takes several times a training step's
+    memory. Even pieces of at least _LEAST_IMAGES, for which it chooses the whole batch's algorithms
+    of convolution: the same bits on all that was tried.
+    """
+    if images.device.type != "cpu":
+        return model(images)
+    most = max(1, _PIXELS_AT_ONCE // (images.shape[2] * images.shape[3]))
+    number = min(-(-len(images) // most), len(images) // _LEAST_IMAGES)
+    if number < 2:
+        return model(images)
+    return torch.cat([model(piece) for piece in images.tensor_split(number)])

@@ -23,7 +23,7 @@ from trainer.data.datasets.beton import open_beton
 from trainer.data.datasets.builtin import FolderSet, for_training
 from trainer.data.datasets.packed import PackedIndex, open_files, packed_kind
 from trainer.data.decode import BadImage
-from trainer.data.evaluation import evaluation_batches
+from trainer.data.evaluation import EvaluationStream, evaluation_batches
 from trainer.data.ffcv.beton_writer import write_beton
 from trainer.data.index import DataError, open_index
 from trainer.data.jpeg import Jpeg
@@ -138,7 +138,7 @@ def test_the_same_images_are_the_same_run_however_they_are_packed(photos, packed
     ]
     assert digest(rank[0]) == digest(rank[1])
     shown = [
-        list(evaluation_batches(each.val, 32, 0.9, "bicubic", 4, 0, "cpu"))
+        list(evaluation_batches(EvaluationStream(each.val, 32, 0.9, "bicubic", 4), 0, "cpu"))
         for each in (ours, folder)
     ]
     assert len(shown[0]) == 3

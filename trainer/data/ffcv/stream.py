@@ -23,7 +23,7 @@ from trainer.data.loader import MicroBatch, TrainStream, boxes_in, shrunk
 from trainer.data.parts import Parts, has_parts, in_micro_batches, part_keys
 from trainer.data.threads import map_in_threads
 from trainer.data.transforms import augmented
-from trainer.data.workers import Watch, whole
+from trainer.data.workers import Started, Watch, whole
 from trainer.recipe.plan import num_micro_batches_in
 
 _NUM_REPLACEMENTS = 10  # as the torch loader's
@@ -43,15 +43,17 @@ class FfcvStream(TrainStream):
         self,
         first_step: int,
         num_steps: int,
-        num_workers: int,
+        workers: int | Started,
         device: str,
         watch: Watch = Watch(),
     ) -> Iterator[MicroBatch]:
         """All from first_step to the end of step num_steps - 1, in order; images pinned where the
-        device is a GPU.
+        device is a GPU. workers: the number of threads.
 
         Raises BadImage, DataTrouble, and what watch.check raises.
         """
+        assert isinstance(workers, int)  # no process makes its micro-batches
+        num_workers = workers
         in_parts = has_parts(self)
         ids_of = Parts(self).ids_of if in_parts else self.ids_of
         items = ffcv_loader.batches(
