@@ -3,7 +3,8 @@ and the host's time. On a pretended GPU (tests/support/gpu_stub), so on any mach
 
     python tests/benchmarks/gpu_counts.py [--recipes A2] [--models resnet50] [--ranks 1 2]
 
-bytes: of the tensors that each operation of torch reads and writes, once for each. host ms: of the
+bytes: of the tensors that each operation of torch, and each kernel of trainer/, reads and writes,
+once for each. host ms: of the
 process's own CPU time, the median of a few steps. Images are random; one micro-batch stands for all.
 """
 
@@ -35,6 +36,8 @@ from support import gpu_stub
 from support.ranked import on_ranks
 from trainer.base.errors import UserError
 from trainer.base.settings import make_settings
+from trainer.components.mixing import UnitMixes
+from trainer.components.pixels import fused
 from trainer.data import transforms
 from trainer.data.dataset import OpenedData
 from trainer.data.prefetcher import prefetched
@@ -152,10 +155,13 @@ def charge_parts(account: Account, state: TrainingState) -> None:
     recipe = state.plan.recipe
     account.wrap(transforms, "augmented", "augment")
     account.wrap(transforms, "normalize", "normalize")
+    account.wrap(fused, "model_inputs", "normalize")  # erases and mixes too
     for kind in {type(part) for part in recipe.augment if part.stage == "normalized"}:
         account.wrap(kind, "apply", "augment")
     if recipe.mix is not None:
-        account.wrap(type(recipe.mix), "mixed", "mix")
+        account.wrap(type(recipe.mix), "drawn", "mix")
+        account.wrap(UnitMixes, "of_images", "mix")
+        account.wrap(UnitMixes, "of_targets", "mix")
     account.wrap(state.model, "forward", "forward")
     account.wrap(type(recipe.loss), "__call__", "loss")
     account.wrap(torch.Tensor, "backward", "backward")
@@ -199,6 +205,11 @@ def counted(ranks: Ranks, recipe: str, model: str) -> dict[str, dict[str, float]
         account.charge()
         timed.append(account.parts)
     account.restart()
+    launch = fused.launch
+    fused.launch = lambda *given, **named: (
+        account.add_bytes(sum(_bytes_of(part) for part in given if isinstance(part, torch.Tensor))),
+        launch(*given, **named),
+    )
     with Traffic(account):
         optimizer_step(state, window, 2 + NUM_TIMED)
     found = {part: dict(timed[-1][part]) for part in PARTS}
