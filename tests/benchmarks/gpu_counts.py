@@ -38,6 +38,8 @@ from support import gpu_stub
 from support.ranked import on_ranks
 from trainer.base.errors import UserError
 from trainer.base.settings import make_settings
+from trainer.components.mixing import UnitMixes
+from trainer.components.pixels import fused
 from trainer.data import transforms
 from trainer.data.dataset import OpenedData
 from trainer.data.prefetcher import prefetched
@@ -167,10 +169,13 @@ def charge_parts(account: Account, state: TrainingState) -> None:
     recipe = state.plan.recipe
     account.wrap(transforms, "augmented", "augment")
     account.wrap(transforms, "normalize", "normalize")
+    account.wrap(fused, "model_inputs", "normalize")  # erases and mixes too
     for kind in {type(part) for part in recipe.augment if part.stage == "normalized"}:
         account.wrap(kind, "apply", "augment")
     if recipe.mix is not None:
-        account.wrap(type(recipe.mix), "mixed", "mix")
+        account.wrap(type(recipe.mix), "drawn", "mix")
+        account.wrap(UnitMixes, "of_images", "mix")
+        account.wrap(UnitMixes, "of_targets", "mix")
     account.wrap(state.model, "forward", "forward")
     account.wrap(type(recipe.loss), "__call__", "loss")
     account.wrap(torch.Tensor, "backward", "backward")

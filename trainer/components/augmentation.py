@@ -5,7 +5,7 @@ it stands.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 from torch import Tensor
@@ -14,6 +14,18 @@ from trainer.base.component import Component
 from trainer.base.errors import UserError
 
 AugmentationStage = Literal["decode", "pixels", "normalized"]
+
+
+class InKernel(NamedTuple):
+    """What one kernel does to normalized images while it makes the model's input of them.
+
+    colour: added, [B, C] float32. box: erased, [B, 4] int64 as (top, left, height, width) in px,
+    empty where nothing is. noise_key: of the noise in it, [B] int64 below 2**32; None leaves zeros.
+    """
+
+    colour: np.ndarray | None = None
+    box: np.ndarray | None = None
+    noise_key: np.ndarray | None = None
 
 
 class Augmentation(Component):
@@ -137,3 +149,9 @@ class OfNormalized(_OfTensors):
     """Changes normalized float images [B, C, H, W]."""
 
     stage: ClassVar[AugmentationStage] = "normalized"
+
+    def in_kernel(self, drawn: dict[str, Tensor]) -> InKernel | None:
+        """What a GPU may do in place of `apply`, with the same result up to rounding; None: nothing
+        that InKernel can say.
+        """
+        return None

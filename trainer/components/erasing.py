@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trainer.base.component import Share
 from trainer.base.streams import device_normals, uniforms
-from trainer.components.augmentation import OfNormalized
+from trainer.components.augmentation import InKernel, OfNormalized
 from trainer.components.boxes import (
     NUM_ATTEMPTS,
     AreaRange,
@@ -89,6 +89,10 @@ class RandomErasing(OfNormalized):
         images = images.clone(memory_format=torch.contiguous_format)
         images.view(-1).scatter_(0, place, values)
         return images
+
+    def in_kernel(self, drawn: dict[str, Tensor]) -> InKernel:
+        key = drawn["noise_key"].numpy() if self.fill == "noise" else None
+        return InKernel(box=drawn["box"].numpy(), noise_key=key)
 
 
 def _values(images: Tensor, rows: np.ndarray, boxes: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trainer.base.component import Positive
 from trainer.base.streams import uniforms
-from trainer.components.augmentation import OfNormalized
+from trainer.components.augmentation import InKernel, OfNormalized
 from trainer.components.pixels.transfer import on
 
 # Eigenvalues and eigenvectors of the covariance of ImageNet's colours, rows red, green and blue,
@@ -61,3 +61,6 @@ class Lighting(OfNormalized):
         """
         self.check_channels(images.shape[1])
         return images + on(images.device, drawn["color"].numpy()).to(images.dtype)[:, :, None, None]
+
+    def in_kernel(self, drawn: dict[str, Tensor]) -> InKernel:
+        return InKernel(colour=drawn["color"].numpy())

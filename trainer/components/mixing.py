@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -83,25 +83,17 @@ class Mixing(Component):
         is_whole = len(blocks) in (0, num_images)
         return [] if is_whole else [(blocks.start - 1) % num_images], list(blocks)
 
-    def mixed(
-        self,
-        images: Tensor,
-        targets: Tensor,
-        seed: int,
-        step: int,
-        units: Mapping[int, slice],
-        image_px: int,
-    ) -> tuple[Tensor, Tensor]:
-        """A micro-batch of units, each mixed by its own draw; those given are used up.
-
-        units: which images are a unit's, by its number in the step.
+    def drawn(
+        self, seed: int, step: int, units: Mapping[int, slice], image_px: int
+    ) -> list[tuple[slice, Mix]]:
+        """The mix of each of a micro-batch's units. units: which images are a unit's, by its number
+        in the step.
         """
-        for unit, own in units.items():
-            mix = self.draw(seed, step, unit, image_px)
-            if len(units) == 1:
-                return self.apply(images, targets, mix)
-            images[own], targets[own] = self.apply(images[own], targets[own], mix)
-        return images, targets
+        return [(own, self.draw(seed, step, unit, image_px)) for unit, own in units.items()]
+
+    def partners(self, places: np.ndarray) -> np.ndarray:
+        """Whom each image of one unit is mixed with: [B] places in the order of those given."""
+        return places[::-1] if self.partner == "reversed" else np.roll(places, 1)
 
     def _partners(self, tensor: Tensor) -> Tensor:
         return tensor.flip(0) if self.partner == "reversed" else tensor.roll(1, 0)
@@ -111,17 +103,58 @@ class Mixing(Component):
 
         They may be mixed in place: do not use those given afterwards.
         """
+        return self.of_images(images, mix), self.of_targets(targets, mix)
+
+    def of_images(self, images: Tensor, mix: Mix) -> Tensor:
         if mix.box is None:
-            return self._blended(images, mix.share), self._blended(targets, mix.share)
+            return self._blended(images, mix.share)
         top, left, bottom, right = mix.box
         box = images[:, :, top:bottom, left:right]
         box.copy_(self._partners(box))
-        return images, self._blended(targets, mix.share)
+        return images
+
+    def of_targets(self, targets: Tensor, mix: Mix) -> Tensor:
+        return self._blended(targets, mix.share)
 
     def _blended(self, tensor: Tensor, share: float) -> Tensor:
         if tensor.device.type == "cpu" and self.partner == "reversed":
             return _blended_in_pairs(tensor, share)
         return self._partners(tensor).mul_(1 - share).add_(tensor, alpha=share)
+
+
+@dataclass(frozen=True)
+class UnitMixes:
+    """The mixes of a micro-batch of B images; images and targets given to it are used up.
+
+    units: the images of each unit, with its mix. own_rows: which of the mixed images are kept, [N]
+    int64: on a rank that has partners of others, fewer than B.
+    """
+
+    mixing: Mixing
+    units: Sequence[tuple[slice, Mix]]
+    num_images: int
+    own: Sequence[slice] | None = None
+
+    @property
+    def own_rows(self) -> np.ndarray:
+        rows = np.arange(self.num_images)
+        return rows if self.own is None else np.concatenate([rows[each] for each in self.own])
+
+    def of_images(self, images: Tensor) -> Tensor:
+        """[B, C, H, W] float to [N, C, H, W]."""
+        return self._each(images, self.mixing.of_images)
+
+    def of_targets(self, targets: Tensor) -> Tensor:
+        """[B, K] float to [N, K]."""
+        return self._each(targets, self.mixing.of_targets)
+
+    def _each(self, tensor: Tensor, mixed: Callable[[Tensor, Mix], Tensor]) -> Tensor:
+        if len(self.units) == 1:
+            tensor = mixed(tensor, self.units[0][1])
+        else:
+            for places, mix in self.units:
+                tensor[places] = mixed(tensor[places], mix)
+        return tensor if self.own is None else torch.cat([tensor[rows] for rows in self.own])
 
 
 def _blended_in_pairs(tensor: Tensor, share: float) -> Tensor:

@@ -13,8 +13,9 @@ from torch import Tensor
 from trainer.base.component import Positive, Share
 from trainer.base.streams import uniforms
 from trainer.components.pixels.channels import FromOperations
+from trainer.components.pixels.choice import operate_in_turn
 from trainer.components.pixels.geometry import INTERPOLATIONS
-from trainer.components.pixels.operations import OPERATIONS, operate
+from trainer.components.pixels.operations import OPERATIONS
 
 _STRONGEST = 10.0  # the magnitude at which every operation is at its strongest
 _DRAWS_PER_OP = 5  # which, whether, magnitude, sign, interpolation
@@ -119,11 +120,9 @@ class RandAugment(FromOperations):
         """The augmented images, [B, C, H, W] uint8 as before. fill: one value in 0..255 per
         channel.
         """
-        for operation, argument, interpolation in zip(
-            drawn["operation"].T, drawn["argument"].T, drawn["interpolation"].T, strict=True
-        ):
-            images = operate(images, operation, argument, interpolation, fill)
-        return images
+        return operate_in_turn(
+            images, drawn["operation"], drawn["argument"], drawn["interpolation"], fill
+        )
 
     def _levels(self, draws: np.ndarray) -> np.ndarray:
         magnitude = self.magnitude + (

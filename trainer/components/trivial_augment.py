@@ -11,8 +11,9 @@ from torch import Tensor
 
 from trainer.base.streams import uniforms
 from trainer.components.pixels.channels import FromOperations
+from trainer.components.pixels.choice import operate_in_turn
 from trainer.components.pixels.geometry import INTERPOLATIONS
-from trainer.components.pixels.operations import OPERATIONS, operate
+from trainer.components.pixels.operations import OPERATIONS
 
 _SIGNED = (
     "shear_x",
@@ -79,9 +80,9 @@ class TrivialAugment(FromOperations):
 
     def apply(self, images: Tensor, drawn: dict[str, Tensor], fill: tuple[int, ...]) -> Tensor:
         """The augmented images, [B, C, H, W] uint8 as before. `fill` is not used."""
-        operation = drawn["operation"]
+        operation, argument = drawn["operation"][:, None], drawn["argument"][:, None]
         interpolation = torch.full_like(operation, INTERPOLATIONS.index(self.interpolation))
-        return operate(images, operation, drawn["argument"], interpolation, (0,) * images.shape[1])
+        return operate_in_turn(images, operation, argument, interpolation, (0,) * images.shape[1])
 
     def _placed(self, name: str) -> str:
         """The operation's name in OPERATIONS."""

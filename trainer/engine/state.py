@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from trainer.base.errors import UserError
 from trainer.base.settings import Settings
 from trainer.components.optimizers import param_groups
+from trainer.components.pixels.choice import why_not
 from trainer.data.loader import MicroBatch
 from trainer.distributed.communicator import Ranks, alone
 from trainer.distributed.gradients import Gradients
@@ -155,6 +156,8 @@ class TrainingState:
         # waits for it
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=settings.device)
         self.notes: list[tuple[str, str | None]] = []
+        if settings.device.startswith("cuda") and (reason := why_not(self.loss_sum.device)):
+            self.notes.append((f"augmentation by many small operations: {reason}", None))
 
     def _sharing(self) -> Ranks:
         """The ranks over which norms join their statistics: those that share a micro-batch.

@@ -16,7 +16,7 @@ from trainer.base.errors import PlanError
 from trainer.base.json_text import json_file
 from trainer.base.settings import Settings
 from trainer.data.decode import RESAMPLING
-from trainer.data.transforms import autocast, in_format, normalize
+from trainer.data.transforms import autocast, scored_inputs
 from trainer.models.build import check_model_name
 from trainer.models.edit.replacement import classifier_of
 from trainer.models.initialization import load_pretrained
@@ -80,7 +80,7 @@ class Classifier:
         """Float32 logits [B, K], on the device, of images [B, C, H, W] uint8; with_mirrored: the
         mean with those of the mirrored images.
         """
-        images = in_format(normalize(images.to(settings.device), self.image), settings)
+        images = scored_inputs(images.to(settings.device), self.image, settings)
         with autocast(settings):
             logits = self.model(images).float()
             if with_mirrored:

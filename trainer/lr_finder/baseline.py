@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from trainer.base import streams
 from trainer.base.settings import Settings
 from trainer.components.losses import Loss
-from trainer.components.mixing import one_hot_targets
+from trainer.components.mixing import UnitMixes, one_hot_targets
 from trainer.data.dataset import OpenedData
 from trainer.data.datasets.builtin import ImageSet
 from trainer.data.index import DataError
@@ -236,10 +236,8 @@ def _mixed_targets(plan: Plan, labels: np.ndarray) -> Iterator[Tensor]:
                 torch.from_numpy(labels[ids[:, 1]].astype(np.int64)), num_classes, recipe.smoothing
             )
             units = plan.mixing_units(step, micro_batch)
-            yield recipe.mix.mixed(
-                torch.zeros(len(targets), 1, 1, 1), targets, plan.seed, step, units,
-                plan.train_px_at(step),
-            )[1]  # fmt: skip
+            drawn = recipe.mix.drawn(plan.seed, step, units, plan.train_px_at(step))
+            yield UnitMixes(recipe.mix, drawn, len(targets)).of_targets(targets)
             num_images += len(targets)
         if num_images >= _num_wanted(plan):
             return

@@ -9,9 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from trainer.components.mixing import Mixing, one_hot_targets
+from trainer.components.mixing import UnitMixes, one_hot_targets
 from trainer.data.loader import MicroBatch
-from trainer.data.transforms import autocast, in_format, inputs_of, normalize
+from trainer.data.transforms import autocast, model_inputs, scored_inputs
 from trainer.tasks.base import Scores, Task
 
 _PIXELS_AT_ONCE = 128 * 112**2  # that a CPU scores: a whole batch of evaluation up to 112 px
@@ -69,33 +69,28 @@ class Classification(Task):
     num_sums = 3  # images with the right class first, among the first five, and their losses
 
     def prepare(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """(images [B, C, H, W] float32, targets [B, K] float32), mixed by the units of the recipe.
+        """(images [B, C, H, W] float, targets [B, K] float32), mixed by the units of the recipe.
 
         With augment_splits S the images are [S * B, C, H, W], split after split: the first as it
         came, the others augmented; the targets stay [B, K].
         """
-        images = inputs_of(self.plan, self.settings, batch)
-        labels = batch.labels.to(self.settings.device, non_blocking=True)
-        targets = self.targets(labels)
-        if self.plan.recipe.mix is not None:
-            images, targets = self._mixed(self.plan.recipe.mix, batch, images, targets)
-        return in_format(images, self.settings), targets
+        mixes = self._mixes(batch)
+        images = model_inputs(self.plan, self.settings, batch, mixes)
+        targets = self.targets(batch.labels.to(self.settings.device, non_blocking=True))
+        return images, targets if mixes is None else mixes.of_targets(targets)
 
-    def _mixed(
-        self, mixing: Mixing, batch: MicroBatch, images: Tensor, targets: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _mixes(self, batch: MicroBatch) -> UnitMixes | None:
         plan, address = self.plan, (batch.step, batch.micro_batch)
+        mixing = plan.recipe.mix
+        if mixing is None:
+            return None
         units, own = plan.mixing_units(*address), None
         if batch.num_parts > 1:
             part, numbers = plan.part_rows(*address, batch.part, batch.num_parts), list(units)
             units = {numbers[place]: rows for place, rows in part.units.items()}
             own = part.own if part.has_more else None
-        images, targets = mixing.mixed(
-            images, targets, plan.seed, batch.step, units, images.shape[-1]
-        )
-        if own is None:
-            return images, targets
-        return torch.cat([images[rows] for rows in own]), torch.cat([targets[rows] for rows in own])
+        drawn = mixing.drawn(plan.seed, batch.step, units, batch.images.shape[-1])
+        return UnitMixes(mixing, drawn, len(batch.labels), own)
 
     def targets(self, labels: Tensor) -> Tensor:
         """Smoothed, unmixed targets [B, K] of labels [B] int64."""
@@ -108,7 +103,7 @@ class Classification(Task):
         return self.plan.recipe.loss(logits.float(), targets)
 
     def validation_loss(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        inputs = in_format(normalize(images, self.plan.profile), self.settings)
+        inputs = scored_inputs(images, self.plan.profile, self.settings)
         return self.loss(model, inputs, self.targets(labels))
 
     def evaluate(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -117,7 +112,7 @@ class Classification(Task):
         """
         recipe, device = self.plan.recipe, self.settings.device
         images, labels = (part.to(device, non_blocking=True) for part in (images, labels))
-        images = in_format(normalize(images, self.plan.profile), self.settings)
+        images = scored_inputs(images, self.plan.profile, self.settings)
         with autocast(self.settings):
             logits = _scored(model, images)
             mirrored = _scored(model, images.flip(3)) if recipe.image.test_flip else None
