@@ -72,10 +72,10 @@ class Lengths:
 
         The best constant step of stochastic gradient descent falls with the square root of the
         number of steps where noise is all that matters (Nemirovski et al. 2009, Robust stochastic
-        approximation), and not at all where there is none. On the digits, over seven pairs of
-        recipe and model, runs of nine trials' length had their best rate at 0.49 of the trials' in
-        the geometric mean (standard error: a factor 1.29; results/lr-find.md), and a cube root is
-        0.48. Longer runs were not measured, so the share falls no further than to a third.
+        approximation), and not at all where there is none. A cube root lies between: 0.48 for
+        runs of nine trials' length. On the digits such runs had their best rate at 0.49 of the
+        trials' when it was chosen, and at 0.93 once three seeds were run (results/lr-find.md).
+        Longer runs were not measured, so the share falls no further than to a third.
         """
         if not self.num_run_steps:
             return 1.0
