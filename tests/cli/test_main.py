@@ -67,7 +67,7 @@ def test_an_error_is_one_line_with_the_value_and_a_remedy(words, found, remedy):
         (["train", "--seed", "abc"], "--seed"),
         (["train", "--checkpoint-s", "-1"], "checkpoint"),
         (["train", "--sed", "1"], "--sed"),
-        (["eval"], "--run"),
+        (["verify"], "--run"),
         (["trian"], "'trian'"),
         (["plan", "--recipe", "A1", "--data", "digit"], "data=digit"),
     ],
