@@ -8,6 +8,7 @@ import pytest
 
 from support.commands import rsb
 from trainer.base.errors import UserError
+from trainer.data.dataset import open_data
 from trainer.data.datasets.split import split_folder, split_name
 from trainer.data.index import DataError, open_index
 from trainer.data.profile import find_profile
@@ -46,6 +47,16 @@ def test_the_same_images_elsewhere_are_split_the_same(flat, tmp_path, make_folde
     assert names(tmp_path / "a", "val") == names(tmp_path / "b", "val")
 
 
+def test_the_row_says_by_which_rule_its_images_were_split(flat, tmp_path, make_folder):
+    split_folder(flat, tmp_path / "out", 0.2)
+    made = open_data(find_profile(str(tmp_path / "out")), tmp_path / "out")
+    assert made.split.startswith("val (0.2 of each class")
+    other = make_folder(name="other", train={"a": 1, "b": 1}, val={"a": 1, "b": 1})
+    for content in ("", "{}", "[]", '{"val_share": "x"}', '{"val_share": null}'):
+        (other / "split.json").write_text(content)  # somebody else's
+        assert open_data(find_profile(str(other)), other).split == "val"
+
+
 def test_a_new_image_moves_at_most_one_other(flat, tmp_path):
     split_folder(flat, tmp_path / "before", 0.2)
     (flat / "rose" / "new.jpg").write_bytes((flat / "rose" / "0.jpg").read_bytes())
@@ -71,11 +82,10 @@ def _option(word):
     return f"--{name}", value
 
 
-@pytest.mark.parametrize("links", ["class", "folder"])
-def test_folders_that_look_alike_are_refused_as_before(make_folder, links):
+@pytest.mark.parametrize("name", ["train", "Train", "notes"])
+def test_folders_that_look_alike_are_refused_as_before(make_folder, name):
     root = make_folder(train={"a": 1, "b": 1})
-    if links == "folder":
-        (root / "train").rename(root / "Train")
+    (root / "train").rename(root / name)
     with pytest.raises(DataError) as refused:
         find_profile(str(root))
     assert "class folders" not in str(refused.value)

@@ -10,9 +10,11 @@ from pathlib import Path
 
 from trainer.base.disk import why
 from trainer.base.errors import UserError
+from trainer.base.json_text import json_file
 from trainer.data.index import DataError, class_files
 
-RULE = "of each class the first by sha256 of <class>/<file>"
+RULE = "of each class, the first by sha256 of class/file"
+_FACTS = "split.json"
 
 
 def split_name(root: Path) -> Path:
@@ -30,6 +32,15 @@ def is_val(paths: list[bytes], val_share: float) -> list[bool]:
     num_val = min(max(1, round(len(paths) * val_share)), len(paths) - 1)
     chosen = set(sorted(paths, key=lambda path: hashlib.sha256(path).digest())[:num_val])
     return [path in chosen for path in paths]
+
+
+def split_of(folder: Path) -> str:
+    """The name of a folder's validation split, with its rule where split_folder made it."""
+    try:
+        share = json_file(folder / _FACTS)["val_share"]
+        return f"val ({share:g} {RULE})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "val"
 
 
 def split_folder(root: Path, out: Path, val_share: float) -> dict[str, int]:
@@ -57,7 +68,7 @@ def split_folder(root: Path, out: Path, val_share: float) -> dict[str, int]:
                 link.symlink_to((root / name).resolve())
                 counts[split] += 1
         facts = {"of": str(root.resolve()), "val_share": val_share, "rule": RULE, **counts}
-        (part / "split.json").write_text(json.dumps(facts, indent=2) + "\n")
+        (part / _FACTS).write_text(json.dumps(facts, indent=2) + "\n")
         part.rename(out)
     except OSError as error:
         raise UserError(f"{out}: cannot be made ({why(error)})", "use another out=") from None
