@@ -102,9 +102,9 @@ def list_runs(
     """List your runs, the last changed last: recipe, model, data, epochs done, running, stopped or
     finished, score, folder. Rerun the command of a stopped one to resume it.
     """
-    from trainer.cli.run_list import list_runs  # pydantic, rich: only once options are parsed
+    from trainer.cli import run_list  # pydantic, rich: only once options are parsed
 
-    list_runs(runs, results, json)
+    run_list.list_runs(runs, results, json)
 
 
 @app.command()

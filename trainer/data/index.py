@@ -183,9 +183,12 @@ def has_class_folders(root: Path) -> bool:
 
 
 def _begins_with_images(folder: Path) -> bool:
-    with os.scandir(folder) as entries:
-        first = itertools.islice(entries, _FILES_LOOKED_AT)
-        return any(entry.name.lower().endswith(EXTENSIONS) for entry in first)
+    try:
+        with os.scandir(folder) as entries:
+            first = itertools.islice(entries, _FILES_LOOKED_AT)
+            return any(entry.name.lower().endswith(EXTENSIONS) for entry in first)
+    except OSError:  # somebody else's folder
+        return False
 
 
 def class_files(root: Path) -> dict[str, list[bytes]]:

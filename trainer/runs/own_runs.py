@@ -10,10 +10,11 @@ from typing import Any
 import yaml
 
 from trainer.base.disk import read_regular
+from trainer.base.errors import UserError
 from trainer.base.json_text import json_file, last_lines
 from trainer.base.provenance import tracked_names
 from trainer.runs.lock import owner_of
-from trainer.runs.results import Row, RowError, read_row_file, rows_folder
+from trainer.runs.results import read_row_file, rows_folder
 
 try:
     from yaml import CSafeLoader as SafeLoader
@@ -73,21 +74,21 @@ def _of_folder(folder: Path, stored: Path | None) -> OwnRun:
 
 def _of_row(path: Path, folder: Path | None) -> OwnRun:
     try:
-        row: Row = read_row_file(path)
-    except RowError:
+        row = read_row_file(path)
+    except UserError:  # no row, or a link that leads elsewhere
         return OwnRun(folder.name if folder else path.stem, DAMAGED, folder=_text(folder))
     return OwnRun(
-        row.run,
+        folder.name if folder else row.run,
         row.status,
-        f"{row.recipe}.v{row.version}",
-        row.model,
-        row.data,
-        row.seed,
-        row.epochs if row.status == "finished" else None,
-        row.epochs,
-        row.top1_pct,
-        _text(folder),
-        datetime.fromisoformat(row.finished_utc).astimezone(UTC).isoformat(timespec="seconds"),
+        recipe=f"{row.recipe}.v{row.version}",
+        model=row.model,
+        data=row.data,
+        seed=row.seed,
+        epochs_done=row.epochs if row.status == "finished" else None,
+        epochs=row.epochs,
+        top1_pct=row.top1_pct,
+        folder=_text(folder),
+        changed_utc=_seconds(datetime.fromisoformat(row.finished_utc)),
     )
 
 
@@ -97,7 +98,7 @@ def _unfinished(folder: Path, is_running: bool) -> OwnRun:
         facts = {"model": str(plan["model"]), "data": str(plan["data"]), "seed": int(plan["seed"])}
         steps = int(plan["num_steps"]), int(plan["steps_per_epoch"])
         epochs = round(steps[0] / steps[1], 2)
-    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+    except (OSError, ValueError, KeyError, TypeError, ArithmeticError):
         return OwnRun(folder.name, RUNNING if is_running else DAMAGED, folder=_text(folder))
     lines = last_lines(folder / "metrics.jsonl")
     return OwnRun(
@@ -118,7 +119,7 @@ def _recipe(path: Path) -> str | None:
     try:
         recipe = yaml.load(read_regular(path, _LARGEST_RECIPE_BYTES), Loader=SafeLoader)
         return f"{recipe['name']}.v{recipe['version']}"
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError):
         return None
 
 
@@ -134,7 +135,11 @@ def _changed(folder: Path) -> str | None:
         changed_s = (path if path.is_file() else folder).stat().st_mtime
     except OSError:  # removed meanwhile
         return None
-    return datetime.fromtimestamp(changed_s, UTC).isoformat(timespec="seconds")
+    return _seconds(datetime.fromtimestamp(changed_s, UTC))
+
+
+def _seconds(time: datetime) -> str:
+    return time.astimezone(UTC).isoformat(timespec="seconds")
 
 
 def _text(folder: Path | None) -> str | None:
