@@ -108,7 +108,7 @@ def test_what_cannot_be_split_is_refused_and_leaves_nothing(flat, tmp_path):
     [
         (("--share", "1.5"), "share=1.5"),
         (("--share", "0"), "share=0"),
-        (("--data", "/no/such/folder"), "no folder"),
+        (("--data", "/no/such/folder"), "no such folder"),
         (("--data", ""), "no folder"),
     ],
 )
