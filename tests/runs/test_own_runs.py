@@ -89,6 +89,18 @@ def test_the_list_is_a_table_or_json(place):
     assert nothing.exit_code == 0 and "no run in" in nothing.stdout
 
 
+def test_of_many_rows_without_a_folder_the_table_has_the_last(place):
+    runs, results = place
+    for i in range(30):
+        time = f"2026-11-22T00:00:{i:02}+00:00"
+        store_row(results, ROW.model_copy(update={"run": f"more-{i}", "finished_utc": time}))
+    words = ("runs", "--runs", runs, "--results", results)
+    shown = rsb(*words).stdout
+    assert "more-29" in shown and "more-9 " not in shown and "stopped" in shown
+    assert "and 11 older rows" in shown
+    assert len(json.loads(rsb(*words, "--json").stdout)) == 33
+
+
 def test_the_list_needs_no_torch(place):
     runs, results = map(str, place)
     script = (
