@@ -95,7 +95,7 @@ def _of_row(path: Path, folder: Path | None) -> OwnRun:
 def _unfinished(folder: Path, is_running: bool) -> OwnRun:
     try:
         plan = json_file(folder / "plan.json")
-        facts = {"model": str(plan["model"]), "data": str(plan["data"]), "seed": int(plan["seed"])}
+        model, data, seed = str(plan["model"]), str(plan["data"]), int(plan["seed"])
         steps = int(plan["num_steps"]), int(plan["steps_per_epoch"])
         epochs = round(steps[0] / steps[1], 2)
     except (OSError, ValueError, KeyError, TypeError, ArithmeticError):
@@ -105,7 +105,9 @@ def _unfinished(folder: Path, is_running: bool) -> OwnRun:
         folder.name,
         RUNNING if is_running else STOPPED,
         _recipe(folder / "recipe.yaml"),
-        **facts,
+        model=model,
+        data=data,
+        seed=seed,
         epochs_done=round((_last(lines, "step") or 0) / steps[1], 2),
         epochs=epochs,
         top1_pct=_last(lines, "top1_pct"),
