@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import re
 import shutil
 import subprocess
@@ -312,7 +313,7 @@ def test_a_variable_of_the_makefile_itself_is_passed_on_as_any_other(door, name)
         ("exlpain", "explain"),
         ("tests", "test"),
         ("results", "table"),
-        ("runs", "table"),
+        ("status", "runs"),
         ("fit", "train"),
         ("qqq;touch pwned", "valid: train plan"),
     ],
@@ -322,6 +323,33 @@ def test_make_refuses_a_target_that_it_does_not_have_with_the_right_one(door, ta
     line = done.stderr.splitlines()[0]
     assert done.returncode == 2 and f"{target}: no such target; " in line and remedy in line
     assert not (door / "pwned").exists()
+
+
+def test_make_lists_runs_beside_a_folder_of_that_name(door):
+    (door / "runs").mkdir()
+    done = make(door, "runs", "json=1")
+    assert done.stdout.splitlines()[2:] == ["'runs'", "'json=1'"], done.stderr
+
+
+@pytest.mark.parametrize("has_ready", [True, False])
+def test_an_environment_that_is_a_link_is_used_and_not_rebuilt(door, tmp_path, has_ready):
+    here = tmp_path / "checkout"
+    shutil.copytree(door, here)
+    (here / ".venv").rename(tmp_path / "shared")
+    (here / ".venv").symlink_to(tmp_path / "shared")
+    ready = tmp_path / "shared" / ".ready"
+    if has_ready:
+        os.utime(ready, (1e9, 1e9))  # older than the lock
+    else:
+        ready.unlink()
+    before = sorted(tmp_path.glob("shared/**/*"))
+    for words in (["seed=1"], ["setup"]):
+        done = make(here, *words, "PYTHON=false")
+        assert done.returncode == 0, done.stderr
+    assert "creating" not in done.stderr and sorted(tmp_path.glob("shared/**/*")) == before
+    (tmp_path / "shared").rename(tmp_path / "gone")
+    done = make(here, "seed=1")
+    assert done.returncode == 2 and ".venv is a link" in done.stderr.splitlines()[0]
 
 
 def test_make_does_not_take_the_environment_for_variables(door):
