@@ -17,6 +17,9 @@ from trainer.runs.job import Job, plan_of
 from trainer.tasks import task_of
 
 
+PRETRAINED = f"epochs=1 model.pretrained={{file: a.safetensors, sha256: {'0' * 64}}}"
+
+
 def above(precision, recipe, data="imagenet-1k"):
     out = Console(file=io.StringIO(), width=200)
     settings = dataclasses.replace(make_settings("cpu", workers="0"), precision=precision)
@@ -43,6 +46,27 @@ def test_a_precision_other_than_the_scores_is_noted(recipe, precision, source):
 
 def test_other_data_than_the_scores_have_no_such_note():
     assert "note: precision" not in above("float32", "A2", "digits")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "data", "overrides", "is_noted"),
+    [
+        ("A3", "digits", "", False),
+        ("A3", "digits", "epochs=1", True),
+        ("A1", "digits", "epochs=1", True),
+        ("A1", "imagenet-1k", "epochs=1", False),  # 625 steps, though of its warm-up
+        ("A1", "imagenet-1k", "", False),
+        ("A3", "digits", PRETRAINED, False),
+    ],
+)
+def test_a_run_too_short_to_learn_says_what_score_to_expect(recipe, data, overrides, is_noted):
+    out = Console(file=io.StringIO(), width=300)
+    plan = plan_of(Job(recipe, "resnet18", data, overrides=overrides))
+    summary.plan_in_brief(out, plan, make_settings("cpu", workers="0"))
+    lines = [line for line in out.file.getvalue().splitlines() if "chance" in line]
+    assert len(lines) == is_noted
+    # 44 steps of 32 images, the rate below its peak: half a cosine or a linear warm-up
+    assert all(f"1 of {plan.profile.num_classes} " in line and "44 steps" in line for line in lines)
 
 
 def test_a_finished_run_names_the_command_that_shows_its_curves(tmp_path):
