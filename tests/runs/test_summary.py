@@ -16,7 +16,6 @@ from trainer.runs import summary
 from trainer.runs.job import Job, plan_of
 from trainer.tasks import task_of
 
-
 PRETRAINED = f"epochs=1 model.pretrained={{file: a.safetensors, sha256: {'0' * 64}}}"
 
 
