@@ -195,7 +195,7 @@ def test_no_reliable_suggestion_and_why(loss_at, baselines, said, noise):
 def test_where_the_trials_end_before_the_loss_turns_up_the_range_to_go_on_in_is_named():
     few = replace(LARGE, num_candidates=2)
     for best, end in ((2.0, "from="), (1e-5, "to=")):
-        found = decided(parabola(best), few)
+        found = decided(parabola(best, bend=0.02), few)
         assert found.value is None
         tried = [one.value for one in found.candidates]
         named = float(re.search(rf"try {end}([\d.e-]+)", found.reason)[1])

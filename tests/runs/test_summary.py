@@ -16,7 +16,7 @@ from trainer.runs import summary
 from trainer.runs.job import Job, plan_of
 from trainer.tasks import task_of
 
-PRETRAINED = f"epochs=1 model.pretrained={{file: a.safetensors, sha256: {'0' * 64}}}"
+PRETRAINED = f"epochs=1 model.pretrained={{file: a.safetensors, sha256: {'a' * 64}}}"
 
 
 def above(precision, recipe, data="imagenet-1k"):
@@ -53,7 +53,9 @@ def test_other_data_than_the_scores_have_no_such_note():
         ("A3", "digits", "", False),
         ("A3", "digits", "epochs=1", True),
         ("A1", "digits", "epochs=1", True),
-        ("A1", "imagenet-1k", "epochs=1", False),  # 625 steps, though of its warm-up
+        ("A1", "digits", "epochs=2", False),
+        ("A1", "imagenet-1k", "epochs=1 lr.warmup_epochs=1", False),  # 625 steps at 1e-4: 12.5
+        ("A1", "imagenet-1k", "epochs=1 lr.warmup_epochs=1 lr.warmup_from=1e-6", True),
         ("A1", "imagenet-1k", "", False),
         ("A3", "digits", PRETRAINED, False),
     ],
@@ -64,8 +66,8 @@ def test_a_run_too_short_to_learn_says_what_score_to_expect(recipe, data, overri
     summary.plan_in_brief(out, plan, make_settings("cpu", workers="0"))
     lines = [line for line in out.file.getvalue().splitlines() if "chance" in line]
     assert len(lines) == is_noted
-    # 44 steps of 32 images, the rate below its peak: half a cosine or a linear warm-up
-    assert all(f"1 of {plan.profile.num_classes} " in line and "44 steps" in line for line in lines)
+    assert all(f"1 of {plan.profile.num_classes:,} " in line for line in lines)
+    assert all(f"{plan.num_steps} steps" in line for line in lines)
 
 
 def test_a_finished_run_names_the_command_that_shows_its_curves(tmp_path):
