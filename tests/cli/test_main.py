@@ -156,6 +156,16 @@ def test_the_plan_has_steps_images_rates_batch_and_deviations():
     )  # the rate is not scaled behind the reader's back
 
 
+@pytest.mark.parametrize(
+    ("model", "family"), [("test_resnet", ""), ("test_efficientnet", "efficientnet")]
+)
+def test_the_plan_says_of_a_family_that_it_is_untested(model, family):
+    done = rsb("plan", "--recipe", "A3", "--model", model)
+    lines = [line for line in done.output.splitlines() if "untested" in line]
+    assert done.exit_code == 0 and len(lines) == bool(family)
+    assert all(family in line for line in lines)
+
+
 def test_the_plan_estimates_time_memory_and_cores_for_gpus_that_are_not_here(tmp_path):
     words = ("plan", "--recipe", "A1", "--data", "imagenet-1k", "--results", tmp_path)
     text = " ".join(rsb(*words, "--gpus", "8").output.split())
@@ -433,9 +443,29 @@ def test_help_and_mistyped_options_answer_before_anything_heavy_is_imported(word
         "sys.exit(f'imported: {heavy}' if heavy else 0)"
     )
     command = [sys.executable, "-c", script, *words]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    env = os.environ | {"RSB_CALLED_AS": ""}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "--help" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("command", ["train", "plan", "lr-find", "launch-slurm", "compare"])
+def test_make_help_of_a_command_has_the_words_that_make_takes_within_80_columns(
+    monkeypatch, capsys, command
+):
+    monkeypatch.setenv("RSB_CALLED_AS", "make")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "argv", ["rsb", command, "--help"])
+    assert run_program() == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80 and "…" not in text
+    assert not re.search(r"--[a-z-]+(?!=)\b(?!=)", text)
+    group = typer.main.get_command(app)
+    found = re.findall(r"^  (\w+)=(1?) ", text, re.M)
+    options = [one for one in group.commands[command].params if not one.hidden]
+    assert len(found) == len(options)
+    for word, value in found:  # each is taken as it stands
+        assert len(options_of([command, f"{word}={value}"], group)) > 1
 
 
 # Options, and commands with them, whose values are quoted where they are wrong.
