@@ -31,10 +31,10 @@ override given = $(foreach name,$(filter-out $(own) $(1),$(written)),'$(call tex
 # targets that are not the program's: what they take is checked here
 override takes = $(if $(filter-out $(own) $(1),$(written)),$(error $(firstword $(filter-out $(own) $(1),$(written)))=: $@ does not take it; $(if $(strip $(1)),valid: $(addsuffix =,$(1)),it takes none)))
 
-override COMMANDS := train plan ablate table figure compare reproduce explain diff recipes from-timm from-torchvision from-convnext matrix lr-find launch-slurm check-data data parity eval predict verify doctor
+override COMMANDS := train plan runs ablate table figure compare reproduce explain diff recipes from-timm from-torchvision from-convnext matrix lr-find launch-slurm check-data split data parity eval predict verify doctor
 .PHONY: $(COMMANDS) test lint drill bench help setup clean
 # folders of these names are here: they are no targets
-.PHONY: runs results tests ablations trainer
+.PHONY: results tests ablations trainer
 
 $(COMMANDS): $(VENV)/.ready
 	@$(RSB) $@ $(call given)
@@ -43,7 +43,7 @@ $(COMMANDS): $(VENV)/.ready
 .DEFAULT:
 	@$(PYTHON) -I trainer/cli/hints.py '$(call text,$@)' $(COMMANDS) test lint drill bench help setup clean
 
-runs results tests ablations trainer:
+results tests ablations trainer:
 	@$(PYTHON) -I trainer/cli/hints.py $@ $(COMMANDS) test lint drill bench help setup clean
 
 test: $(VENV)/.ready
@@ -92,6 +92,12 @@ override locked := $(VENV)/installed.lock
 override pinned = $$(sed -n 's/^\(torch\(vision\)\{0,1\}==[0-9.]*\).*/\1/p' requirements.lock)
 
 # ---- set-up: uv where it is (or installed into the venv first), else pip alone; the lock's hashes are required
+ifneq ($(shell test -L '$(call text,$(VENV))' && echo link),)
+# a link is to an environment of somebody else's making: used as it is, never written to
+$(VENV)/.ready:
+	@test -x $(VENV)/bin/python || \
+		{ echo 'error: $(VENV) is a link to a place without bin/python; remove it, and make builds one here' >&2; exit 2; }
+else
 $(VENV)/.ready: pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 		{ echo 'error: python3 is missing or older than 3.11; install one, or name it: make PYTHON=python3.12 ...' >&2; exit 2; }
@@ -114,3 +120,4 @@ $(VENV)/.ready: pyproject.toml requirements.lock
 		$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .; \
 	fi
 	@touch $(VENV)/.ready
+endif

@@ -60,6 +60,23 @@ def test_a_figure_is_written_as_text_in_every_format_and_its_width(study, what):
     assert struct.unpack(">I", png.read_bytes()[16:20]) == (1650,)  # 5.5 inches of 300 dots
 
 
+def test_a_legend_has_only_what_is_drawn(study):
+    """A cell of one seed has no interval; nothing is significant and nothing beyond the axis."""
+    assert figure(study, "--format", "svg").exit_code == 0
+    texts = " ".join(svg_texts(study[1] / "two.effects.svg"))
+    assert "no interval" in texts and "p <" not in texts and "p ≥" not in texts
+    assert "beyond" not in texts
+
+
+def test_a_front_of_one_cell_is_no_line_and_not_in_the_legend(study):
+    for path in (study[1] / "rows").glob("*.json"):
+        row = json_of(path)
+        seconds = 1.0 if row["top1_pct"] == 93.5 else 100.0  # the best is the cheapest
+        path.write_text(json.dumps(row | {"train_s": seconds}))
+    assert figure(study, "--what", "cost", "--format", "svg").exit_code == 0
+    assert "Pareto front" not in svg_texts(study[1] / "two.cost.svg")
+
+
 def test_the_same_rows_are_the_same_figure(study):
     figure(study, "--what", "effects")
     paths = [study[1] / f"two.effects.{kind}" for kind in ("svg", "pdf", "png")]

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -239,18 +240,13 @@ def test_a_line_tells_how_a_trial_ended(ended):
         7,
         "ramp",
     )
-    line = output.trial_line(curve, 1.0)
+    line = output.trial_line(curve, 0.3, 1.0)
     assert "seed 7" in line and "up to 0.2" in line and "3.0000" in line and "2.5000" in line
     assert {"ramp": "(1.0 s)", "diverged": "diverged", "not a number": "NaN"}[ended] in line
-    empty = Curve(
-        np.array([]),
-        np.array([]),
-        (np.array([], dtype=int), np.array([])),
-        2.0,
-        "not a number",
-        7,
-        "race",
-    )
-    assert "no step" in output.trial_line(empty, None) and "cached" in output.trial_line(
-        empty, None
-    )
+    none = np.array([])
+    empty = Curve(none, none, (none.astype(int), none), 2.0, "not a number", 7, "race")
+    line = output.trial_line(empty, 0.3, None)
+    assert "no step" in line and "cached" in line
+    for purpose in ("probe", "race"):  # the value that the table of candidates has
+        line = output.trial_line(replace(curve, purpose=purpose), 0.3, 1.0)
+        assert "at 0.3 " in line and "up to" not in line

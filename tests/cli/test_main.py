@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import re
 import shutil
 import subprocess
@@ -67,7 +68,7 @@ def test_an_error_is_one_line_with_the_value_and_a_remedy(words, found, remedy):
         (["train", "--seed", "abc"], "--seed"),
         (["train", "--checkpoint-s", "-1"], "checkpoint"),
         (["train", "--sed", "1"], "--sed"),
-        (["eval"], "--run"),
+        (["verify"], "--run"),
         (["trian"], "'trian'"),
         (["plan", "--recipe", "A1", "--data", "digit"], "data=digit"),
     ],
@@ -153,6 +154,16 @@ def test_the_plan_has_steps_images_rates_batch_and_deviations():
     assert (
         "linear rule would make it" in ruled.output
     )  # the rate is not scaled behind the reader's back
+
+
+@pytest.mark.parametrize(
+    ("model", "family"), [("test_resnet", ""), ("test_efficientnet", "efficientnet")]
+)
+def test_the_plan_says_of_a_family_that_it_is_untested(model, family):
+    done = rsb("plan", "--recipe", "A3", "--model", model)
+    lines = [line for line in done.output.splitlines() if "untested" in line]
+    assert done.exit_code == 0 and len(lines) == bool(family)
+    assert all(family in line for line in lines)
 
 
 def test_the_plan_estimates_time_memory_and_cores_for_gpus_that_are_not_here(tmp_path):
@@ -312,7 +323,7 @@ def test_a_variable_of_the_makefile_itself_is_passed_on_as_any_other(door, name)
         ("exlpain", "explain"),
         ("tests", "test"),
         ("results", "table"),
-        ("runs", "table"),
+        ("status", "runs"),
         ("fit", "train"),
         ("qqq;touch pwned", "valid: train plan"),
     ],
@@ -322,6 +333,33 @@ def test_make_refuses_a_target_that_it_does_not_have_with_the_right_one(door, ta
     line = done.stderr.splitlines()[0]
     assert done.returncode == 2 and f"{target}: no such target; " in line and remedy in line
     assert not (door / "pwned").exists()
+
+
+def test_make_lists_runs_beside_a_folder_of_that_name(door):
+    (door / "runs").mkdir()
+    done = make(door, "runs", "json=1")
+    assert done.stdout.splitlines()[2:] == ["'runs'", "'json=1'"], done.stderr
+
+
+@pytest.mark.parametrize("has_ready", [True, False])
+def test_an_environment_that_is_a_link_is_used_and_not_rebuilt(door, tmp_path, has_ready):
+    here = tmp_path / "checkout"
+    shutil.copytree(door, here)
+    (here / ".venv").rename(tmp_path / "shared")
+    (here / ".venv").symlink_to(tmp_path / "shared")
+    ready = tmp_path / "shared" / ".ready"
+    if has_ready:
+        os.utime(ready, (1e9, 1e9))  # older than the lock
+    else:
+        ready.unlink()
+    before = sorted(tmp_path.glob("shared/**/*"))
+    for words in (["seed=1"], ["setup"]):
+        done = make(here, *words, "PYTHON=false")
+        assert done.returncode == 0, done.stderr
+    assert "creating" not in done.stderr and sorted(tmp_path.glob("shared/**/*")) == before
+    (tmp_path / "shared").rename(tmp_path / "gone")
+    done = make(here, "seed=1")
+    assert done.returncode == 2 and ".venv is a link" in done.stderr.splitlines()[0]
 
 
 def test_make_does_not_take_the_environment_for_variables(door):
@@ -405,9 +443,29 @@ def test_help_and_mistyped_options_answer_before_anything_heavy_is_imported(word
         "sys.exit(f'imported: {heavy}' if heavy else 0)"
     )
     command = [sys.executable, "-c", script, *words]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    env = os.environ | {"RSB_CALLED_AS": ""}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "--help" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("command", ["train", "plan", "lr-find", "launch-slurm", "compare"])
+def test_make_help_of_a_command_has_the_words_that_make_takes_within_80_columns(
+    monkeypatch, capsys, command
+):
+    monkeypatch.setenv("RSB_CALLED_AS", "make")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "argv", ["rsb", command, "--help"])
+    assert run_program() == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80 and "…" not in text
+    assert not re.search(r"--[a-z-]+(?!=)\b(?!=)", text)
+    group = typer.main.get_command(app)
+    found = re.findall(r"^  (\w+)=(1?) ", text, re.M)
+    options = [one for one in group.commands[command].params if not one.hidden]
+    assert len(found) == len(options)
+    for word, value in found:  # each is taken as it stands
+        assert len(options_of([command, f"{word}={value}"], group)) > 1
 
 
 # Options, and commands with them, whose values are quoted where they are wrong.

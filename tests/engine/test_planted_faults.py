@@ -13,7 +13,7 @@ import torch
 from support.gpu_steps import collectives, started
 from support.gpu_stub import is_loaded
 from support.ranked import on_ranks
-from trainer.components.pixels import operations
+from trainer.components.pixels import fused
 from trainer.data.prefetcher import CudaCopyStream
 from trainer.engine.train import optimizer_step
 from trainer.tasks import classification
@@ -74,9 +74,9 @@ def test_a_copy_of_memory_that_is_not_pinned(found, monkeypatch):
     def on(device, array):
         return torch.from_numpy(array).to(device, non_blocking=True)
 
-    monkeypatch.setattr(operations, "on", on)
+    monkeypatch.setattr(fused, "on", on)
     lines = found()
-    assert any("pageable" in line and "pixels/operations.py" in line for line in lines), lines
+    assert any("pageable" in line and "pixels/fused.py" in line for line in lines), lines
 
 
 def test_a_pinned_buffer_that_is_used_again(found, monkeypatch):

@@ -1,5 +1,6 @@
 """The decision over ramps, probes and the race, on problems whose answer is known."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -187,7 +188,18 @@ def test_no_reliable_suggestion_and_why(loss_at, baselines, said, noise):
         found.value is None
         and found.reason.startswith("no reliable suggestion: ")
         and said in found.reason
+        and re.search(r"; try .*(steps|from|to)=", found.reason)  # what to do next
     )
+
+
+def test_where_the_trials_end_before_the_loss_turns_up_the_range_to_go_on_in_is_named():
+    few = replace(LARGE, num_candidates=2)
+    for best, end in ((2.0, "from="), (1e-5, "to=")):
+        found = decided(parabola(best, bend=0.02), few)
+        assert found.value is None
+        tried = [one.value for one in found.candidates]
+        named = float(re.search(rf"try {end}([\d.e-]+)", found.reason)[1])
+        assert named < min(tried) * 1.01 if end == "from=" else named > max(tried) * 0.99
 
 
 @pytest.mark.parametrize("lengths", [LARGE, SMALL], ids=["large", "small"])

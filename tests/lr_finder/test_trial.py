@@ -243,9 +243,19 @@ def test_what_was_kept_is_not_run_again(one, monkeypatch):
     monkeypatch.setattr(trainer.lr_finder.trial, "optimizer_step", None)
     told = []
     one.log = TrialLog()
-    one.log.end = lambda curve, was_kept: told.append(was_kept)
+    one.log.end = lambda curve, asked, was_kept: told.append(was_kept)
     assert one(0, VALUES, "ramp").losses.tolist() == one(0, VALUES, "ramp").losses.tolist()
     assert told == [True, True]
+
+
+def test_a_candidate_is_logged_by_its_own_value_which_its_schedule_need_not_reach(one):
+    told, shape = [], np.linspace(0.9, 0.0, len(VALUES))
+    made = trials(log=TrialLog())
+    made.rate_shape = shape
+    made.log.end = lambda curve, asked, was_kept: told.append(asked)
+    made(0, 0.04 * shape, "race")
+    made(0, VALUES, "ramp")
+    assert told == pytest.approx([0.04, VALUES[-1]])
 
 
 def test_in_a_race_of_another_number_the_learning_rate_follows_the_pages_schedule(monkeypatch):

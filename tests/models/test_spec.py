@@ -229,6 +229,8 @@ LAYERS = {
     "GhostBatchNorm2d": (lambda kind: kind(4, 2, 1e-5, 0.1), FEATURES),
     "EstimatedBatchNorm2d": (lambda kind: kind(4, 1e-5, 0.1), FEATURES),
     "BatchChannelNorm2d": (lambda kind: kind(4, 2, 1e-5, 0.1, "batch"), FEATURES),
+    "_GroupNorm": (lambda kind: kind(2, 4), FEATURES),  # on a CPU in float64: the reference's pass
+    "_BatchChannelNorm2d": (lambda kind: kind(4, 2, 1e-5, 0.1, "batch"), FEATURES),
     "StandardizedConv2d": (
         lambda kind: kind(4, 2, 2, is_unbiased=True, eps=1e-5, is_inside=False),
         FEATURES,

@@ -16,6 +16,8 @@ from trainer.runs import summary
 from trainer.runs.job import Job, plan_of
 from trainer.tasks import task_of
 
+PRETRAINED = f"epochs=1 model.pretrained={{file: a.safetensors, sha256: {'a' * 64}}}"
+
 
 def above(precision, recipe, data="imagenet-1k"):
     out = Console(file=io.StringIO(), width=200)
@@ -43,6 +45,29 @@ def test_a_precision_other_than_the_scores_is_noted(recipe, precision, source):
 
 def test_other_data_than_the_scores_have_no_such_note():
     assert "note: precision" not in above("float32", "A2", "digits")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "data", "overrides", "is_noted"),
+    [
+        ("A3", "digits", "", False),
+        ("A3", "digits", "epochs=1", True),
+        ("A1", "digits", "epochs=1", True),
+        ("A1", "digits", "epochs=2", False),
+        ("A1", "imagenet-1k", "epochs=1 lr.warmup_epochs=1", False),  # 625 steps at 1e-4: 12.5
+        ("A1", "imagenet-1k", "epochs=1 lr.warmup_epochs=1 lr.warmup_from=1e-6", True),
+        ("A1", "imagenet-1k", "", False),
+        ("A3", "digits", PRETRAINED, False),
+    ],
+)
+def test_a_run_too_short_to_learn_says_what_score_to_expect(recipe, data, overrides, is_noted):
+    out = Console(file=io.StringIO(), width=300)
+    plan = plan_of(Job(recipe, "resnet18", data, overrides=overrides))
+    summary.plan_in_brief(out, plan, make_settings("cpu", workers="0"))
+    lines = [line for line in out.file.getvalue().splitlines() if "chance" in line]
+    assert len(lines) == is_noted
+    assert all(f"1 of {plan.profile.num_classes:,} " in line for line in lines)
+    assert all(f"{plan.num_steps} steps" in line for line in lines)
 
 
 def test_a_finished_run_names_the_command_that_shows_its_curves(tmp_path):

@@ -19,6 +19,7 @@ from trainer.tools.matrix import (
     matrix_markdown,
     noise_plan,
     try_cell,
+    untested_family,
 )
 
 TABLE = (Path(__file__).parents[2] / "results" / "matrix.md").read_text()
@@ -35,6 +36,20 @@ def test_the_matrix_has_every_recipe_and_every_model():
     (head,) = [line for line in TABLE.splitlines() if line.startswith("| recipe")]
     assert [cell.strip() for cell in head.strip("| ").split("|")] == ["recipe", *MODELS]
     assert list(ROWS) == [path.stem for path in recipe_paths()]
+
+
+@pytest.mark.parametrize(
+    ("model", "family"),
+    [
+        ("resnet34.a1_in1k", ""),
+        ("convnext_base", ""),
+        ("vit_tiny_patch16_224", "vision_transformer"),
+        ("deit_tiny_patch16_224", "deit"),
+        ("swin_tiny_patch4_window7_224", "swin_transformer"),
+    ],
+)
+def test_a_family_that_the_matrix_has_no_model_of_is_untested(model, family):
+    assert untested_family(model) == family
 
 
 def test_every_cell_is_a_size_or_a_reason():

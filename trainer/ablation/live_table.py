@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -28,13 +27,11 @@ from trainer.ablation.runner import (
     RunStatus,
 )
 from trainer.base.commands import command
-from trainer.base.disk import UnfitFile, open_regular
 from trainer.base.errors import printable
-from trainer.base.json_text import json_of
+from trainer.base.json_text import last_lines
 
 PLAIN_LINE_S = 60.0  # log interval of running cells where the output is not a terminal
 _REFRESH_S = 0.5
-_NUM_TAIL_BYTES = 8192
 _ORDER = (RUNNING, ELSEWHERE, FAILED, DIVERGED, STOPPED, FINISHED, WAITING)
 _STYLES = {
     RUNNING: "cyan",
@@ -71,8 +68,8 @@ def read_progress(folder: Path | None) -> RunProgress:
     """Read from the last lines of a run folder's curves; a partly written line is skipped."""
     if folder is None:
         return RunProgress()
-    lines = _last_lines(folder / "metrics.jsonl")
-    speeds = _last_lines(folder / "speed.jsonl")
+    lines = last_lines(folder / "metrics.jsonl")
+    speeds = last_lines(folder / "speed.jsonl")
     return RunProgress(
         step=int(max(_numbers(lines, "step"), default=0)),
         loss_nats=_last(lines, "loss_nats"),
@@ -88,24 +85,6 @@ def _numbers(lines: Sequence[dict], name: str) -> list[float]:
 def _last(lines: Sequence[dict], name: str) -> float | None:
     numbers = _numbers(lines, name)
     return numbers[-1] if numbers else None
-
-
-def _last_lines(path: Path) -> list[dict]:
-    try:
-        with open_regular(path) as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _NUM_TAIL_BYTES))
-            texts = file.read().splitlines()
-    except (OSError, UnfitFile):
-        return []
-    lines = []
-    for text in texts:
-        try:
-            line = json_of(text)
-        except ValueError:
-            continue
-        if isinstance(line, dict):
-            lines.append(line)
-    return lines
 
 
 class SweepTable:

@@ -91,6 +91,16 @@ def _git(*words: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
+def tracked_names(folder: Path) -> set[str]:
+    """The files right in a folder that git tracks, if it is one of the checkout that the program
+    runs from: those that came with the project.
+    """
+    if not folder.resolve().is_relative_to(PACKAGE_ROOT) or not (PACKAGE_ROOT / ".git").exists():
+        return set()
+    listed = _git("ls-files", "-z", "--", str(folder.resolve())) or ""
+    return {Path(path).name for path in listed.split("\0")}
+
+
 def device_name(device: str) -> str:
     """The processor's or the GPU's own name."""
     if device.startswith("cuda"):

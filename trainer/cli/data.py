@@ -1,5 +1,5 @@
-"""Commands about data: check-data reads every image, data packs a split into one file, parity
-compares ffcv's loader of such files with torch's.
+"""Commands about data: check-data reads every image, split makes train/ and val/, data packs a
+split into one file, parity compares ffcv's loader of such files with torch's.
 """
 
 from __future__ import annotations
@@ -39,6 +39,25 @@ def check_data(
     a data profile. Exit 1 where training would fail.
     """
     raise typer.Exit(0 if _commands().check_data(data, data_dir, workers, profile) else 1)
+
+
+@app.command()
+@user_errors
+def split(
+    data: Annotated[str, typer.Option(help="A folder of class folders: <data>/<class>/…")] = "",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to make; default: <data>-split, beside it.")
+    ] = None,
+    share: Annotated[
+        float, typer.Option(help="Of each class's images that are for validation, in (0, 1).")
+    ] = 0.2,
+) -> None:
+    """Make train/ and val/, of links, of a folder of class folders. An image's split depends on the
+    names in its class alone, so the same images are split in the same way everywhere.
+    """
+    from trainer.cli.split_data import split_data  # numpy: only once options are parsed
+
+    split_data(data, out, share)
 
 
 @app.command("data")

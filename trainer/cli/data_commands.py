@@ -17,7 +17,7 @@ from trainer.data.dataset import open_data
 from trainer.data.datasets.builtin import open_set
 from trainer.data.datasets.packed import holds_files
 from trainer.data.ffcv.beton_writer import Storage, write_beton
-from trainer.data.own_profile import as_yaml, check_new, own_profile
+from trainer.data.own_profile import NoImages, as_yaml, check_new, own_profile
 from trainer.data.profile import data_folder, find_profile
 from trainer.recipe.profiles import PROFILES, Profile
 from trainer.runs import summary
@@ -47,7 +47,13 @@ def check_data(data: str, data_dir: Path | None, workers: str, profile: Path | N
     }
     is_sound = summary.data_reports(out, opened, reports)
     if profile is not None or (folder is not None and data not in PROFILES):
-        _show_profile(out, own_profile(known.name, **reports), data, folder, profile)
+        try:
+            measured = own_profile(known.name, **reports)
+        except NoImages:
+            if profile is not None:
+                raise
+        else:
+            _show_profile(out, measured, data, folder, profile)
     return is_sound
 
 

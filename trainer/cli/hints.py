@@ -57,6 +57,8 @@ HINTS = {
     "size": 'set="image.train_px={0}", and image.test_px',
     "train_crop_size": 'set="image.train_px={0}"',
     "val_resize_size": 'set="image.test_px=..."',
+    "split": "the command split first: it makes train/ and val/ of a folder of class folders",
+    "val_split": "the command split first: it makes train/ and val/ of a folder of class folders",
     "num_classes": "nothing: the dataset's classes are counted, or stand in a data profile",
     "pretrained": "weights=timm:<model>.<tag>, a file of weights, or a run's name",
     "resume": "the command that was stopped, once more: it resumes",
@@ -117,7 +119,9 @@ COMMANDS = {
     "report": "table",
     "plot": "figure",
     "figures": "figure",
-    "runs": "table",
+    "list": "runs",
+    "ls": "runs",
+    "status": "runs",
     "sweep": "ablate",
     "ablations": "ablate",
     "lr": "lr-find",
@@ -150,6 +154,7 @@ examples
 train
   train         train a model by a recipe, store its row (make without a target)
   plan          the plan of a run or of an ablation, without running it
+  runs          list your runs: running, stopped, finished; epochs, score
   eval          evaluate a run's model, or timm weights; page=: by class
   predict       a model's answers on a folder of images
   verify        check a run folder: checksums, plan, row, curves, weights, score
@@ -172,6 +177,7 @@ questions
 
 data
   check-data    decode every image, list the unreadable and unusual ones
+  split         make train/ and val/, of links, of a folder of class folders
   data          pack images into .beton files, for loader=ffcv;
                 format=raw: as pixels that any loader reads undecoded
   parity        loader equivalence: torch's loader against ffcv

@@ -7,7 +7,9 @@ what a command does is in a module of its own, which the command imports when it
 
 from __future__ import annotations
 
+import shutil
 import sys
+from typing import Any
 
 import typer
 
@@ -22,9 +24,10 @@ import trainer.cli.recipes
 import trainer.cli.runs
 import trainer.cli.table
 import trainer.cli.tools  # noqa: F401  importing these adds their commands to app
+from trainer.base.commands import program
 from trainer.base.errors import UserError, one_line
 from trainer.cli.options import app
-from trainer.cli.words import options_of
+from trainer.cli.words import help_text, options_of
 
 try:
     from typer import TyperException as CommandError
@@ -35,7 +38,11 @@ except ImportError:  # older versions of Typer are built on click
 def run_program() -> int:
     """Run the command named by sys.argv; one that cannot be parsed is one line and exit 2."""
     try:
-        words = options_of(sys.argv[1:], typer.main.get_command(app))
+        group: Any = typer.main.get_command(app)
+        if program() == "make" and sys.argv[2:] == ["--help"] and sys.argv[1] in group.commands:
+            typer.echo(help_text(sys.argv[1], group, shutil.get_terminal_size().columns))
+            return 0
+        words = options_of(sys.argv[1:], group)
         return app(words, prog_name="rsb", standalone_mode=False)
     except UserError as error:
         typer.echo(f"error: {error}", err=True)

@@ -17,7 +17,7 @@ from trainer.ablation.questions import question_of
 from trainer.ablation.spec import Ablation, load_ablation
 from trainer.ablation.throughput import Throughput, measure_throughput, shape_of
 from trainer.base.errors import UserError
-from trainer.base.plural import counted, plural
+from trainer.base.plural import counted, duration, plural
 from trainer.base.settings import Settings, make_settings
 from trainer.base.stats import ALPHA, MOST_SEEDS, published_spread_pct, seeds_needed
 from trainer.data.dataset import open_data
@@ -102,10 +102,10 @@ def planned_seeds(ablation: Ablation) -> str:
     num_images = min(cell.planned.profile.num_val for cell in ablation.cells)
     alpha = ALPHA / max(1, sum(not cell.is_base for cell in ablation.cells))
     num = seeds_needed(points, published_spread_pct(num_images), is_paired=False, alpha=alpha)
-    needed = f"about {num:,} a cell" if num else f"more than {MOST_SEEDS:,} a cell"
+    count = f"about {counted(num, 'seed')}" if num else f"more than {MOST_SEEDS:,} seeds"
     return (
-        f"{needed} show a difference of {points:g} {plural('point', points)} (smallest_points) by "
-        f"RSB's spread, scaled to {num_images:,} val images"
+        f"{count} a cell show a difference of {points:g} {plural('point', points)} "
+        f"(smallest_points) by RSB's spread, scaled to {num_images:,} val images"
     )
 
 
@@ -260,8 +260,8 @@ def print_hours(
         table.add_row(Text(cell.name), seeds, f"{step_s:.3g}", f"{seconds[cell.name] / 60:.1f}")
     out.print()
     out.print(table, soft_wrap=False)
-    hours = sum(seconds[name] for name, _ in missing) / 3600
-    line = f"{counted(len(missing), 'run')} to do, {hours:.2g} hours one after another"
+    total = duration(sum(seconds[name] for name, _ in missing))
+    line = f"{counted(len(missing), 'run')} to do, {total} one after another"
     out.print(line, style="bold", soft_wrap=False)
     out.print(basis(throughputs, settings), soft_wrap=False, markup=False)
 

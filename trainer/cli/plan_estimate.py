@@ -12,7 +12,7 @@ from rich.text import Text
 from torch import nn
 
 from trainer.base.commands import command
-from trainer.base.plural import counted, plural
+from trainer.base.plural import counted, duration
 from trainer.base.settings import Settings, check_precision, make_settings
 from trainer.data.loader_speed import (
     FFCV_IMAGES_PER_S,
@@ -77,18 +77,10 @@ def _time(plan: Plan, speed: Speed | None, bench: str) -> str:
     each = f"{plan.world_size} x " if plan.world_size > 1 else ""
     known = "" if speed.is_measured else "; not measured with this suite"
     return (
-        f"{'about' if speed.is_measured else 'at least'} {_duration(speed.run_s(plan))}:"
+        f"{'about' if speed.is_measured else 'at least'} {duration(speed.run_s(plan))}:"
         f" {num_images:,} images at {each}{speed.images_per_s:,.0f} images/s,"
         f" {speed.source}{known}; evaluations come on top"
     )
-
-
-def _duration(seconds: float) -> str:
-    for unit, length in (("day", 86_400), ("hour", 3600), ("minute", 60)):
-        number = seconds / length
-        if number >= 2:
-            return f"{number:.{0 if number >= 10 else 1}f} {plural(unit, 2)}"
-    return f"{seconds:.0f} {plural('second', round(seconds))}"
 
 
 def _memory(memory: StepMemory, on_gpu: bool) -> str:

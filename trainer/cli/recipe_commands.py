@@ -29,6 +29,7 @@ from trainer.recipe.schema import load_recipe
 from trainer.recipe.shipped import find_recipe
 from trainer.runs import summary
 from trainer.runs.job import Job, plan_of, resolve
+from trainer.tools.matrix import untested_family
 
 
 def plan(
@@ -46,6 +47,9 @@ def plan(
     planned, out = plan_of(job), summary.console()
     model, replacements = assemble(planned)
     summary.plan_in_full(out, planned, model, replacements)
+    if family := untested_family(job.model):
+        line = f"note: untested here: results/matrix.md has no model of timm's {family}"
+        out.print(line, style="yellow", markup=False, soft_wrap=True)
     counted_pct = folder_majority_pct(folder)
     summary.majority_line(out, planned.profile.majority_pct if folder is None else counted_pct)
     summary.ignored_lines(out, ignored_files(folder))

@@ -1,4 +1,4 @@
-"""Commands that make or check a run: train, verify, launch-slurm."""
+"""Commands that make, list or check a run: train, runs, verify, launch-slurm."""
 
 from __future__ import annotations
 
@@ -90,6 +90,21 @@ def train(
             commands.parse_injection(inject),
         )
     raise typer.Exit(code)
+
+
+@app.command("runs")
+@user_errors
+def list_runs(
+    runs: options.Runs = Path("runs"),
+    results: options.Results = Path("results"),
+    json: Annotated[bool, typer.Option("--json", help="A JSON list instead of a table.")] = False,
+) -> None:
+    """List your runs, the last changed last: recipe, model, data, epochs done, running, stopped or
+    finished, score, folder. Rerun the command of a stopped one to resume it.
+    """
+    from trainer.cli import run_list  # pydantic, rich: only once options are parsed
+
+    run_list.list_runs(runs, results, json)
 
 
 @app.command()

@@ -21,6 +21,7 @@ from trainer.data.datasets.builtin import (
     open_set,
 )
 from trainer.data.datasets.packed import holds_files
+from trainer.data.datasets.split import split_of
 from trainer.data.evaluation import EvaluationStream, evaluation_batches
 from trainer.data.jpeg import decoder_name
 from trainer.data.loader import MicroBatch, TrainStream
@@ -86,6 +87,13 @@ class OpenedData:
             if isinstance(images, FolderSet)
             for kind, count in images.index.ignored.items()
         }
+
+    @property
+    def split(self) -> str:
+        """What the validation images are, for the row: "val", and by which rule where the command
+        split made it.
+        """
+        return split_of(self.val.index.folder.parent) if isinstance(self.val, FolderSet) else "val"
 
     @property
     def changes(self) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -42,6 +43,7 @@ ARRAYS = {"paths": np.uint8, "offsets": np.int64, "labels": np.int32, "sizes": n
 _TIMES = "times"  # int64, one more array: of each file, see _time_of
 _LAYOUT = 3  # of the cached files, and what they list: a cache of another layout is stale
 _STATS_AT_ONCE = 1 << 16  # bounds the memory of a check
+_FILES_LOOKED_AT = 100  # in a folder that may be one of a class
 _MOST_KINDS = 20  # of ignored files, named one by one
 _SETTLED_NS = 2_000_000_000  # the coarsest clock of a file system in use (FAT)
 _FILE_SETTLED_NS = _SETTLED_NS
@@ -165,6 +167,48 @@ def is_image_folder(root: Path) -> bool:
     """Has it train/<class>/ folders?"""
     train = Path(root) / "train"
     return train.is_dir() and bool(_class_names(train))
+
+
+def has_class_folders(root: Path) -> bool:
+    """Has it folders with images and no split, of this or another name? Only the first files of
+    each folder are looked at.
+    """
+    if not os.path.isdir(root) or any(
+        (Path(root) / name).is_dir() for names in FOLDERS.values() for name in names
+    ):
+        return False
+    return not any(instead_of(root, split) for split in FOLDERS) and any(
+        _begins_with_images(Path(root) / name) for name in _class_names(root)
+    )
+
+
+def _begins_with_images(folder: Path) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            first = itertools.islice(entries, _FILES_LOOKED_AT)
+            return any(entry.name.lower().endswith(EXTENSIONS) for entry in first)
+    except OSError:  # somebody else's folder
+        return False
+
+
+def class_files(root: Path) -> dict[str, list[bytes]]:
+    """The images of a folder of class folders: sorted paths below it, by class.
+
+    Raises DataError for an empty class, a link to a folder, and two classes of one name.
+    """
+    classes = _class_names(root)
+    check_spelling(root, classes)
+    files = {
+        name: sorted(path for path, _, _ in _files(Path(root), name, {}, Counter()))
+        for name in classes
+    }
+    for name in (name for name, paths in files.items() if not paths):
+        raise _no_image(Path(root) / name)
+    return files
+
+
+def _no_image(folder: Path) -> DataError:
+    return DataError(f"{folder}: has no image ({' '.join(EXTENSIONS)}); add at least one")
 
 
 def open_index(root: Path, split: str, check_files: bool = True) -> Index:
@@ -377,9 +421,7 @@ def _scan(
     for label, name in enumerate(classes):
         files = sorted(_files(folder, name, stamps, ignored))
         if not files:
-            raise DataError(
-                f"{folder / name}: has no image ({' '.join(EXTENSIONS)}); add at least one"
-            )
+            raise _no_image(folder / name)
         for path, size, changed in files:
             paths += path
             offsets.append(len(paths))

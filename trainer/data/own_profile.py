@@ -7,11 +7,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from trainer.base.errors import UserError
 from trainer.data.check import DataReport
 from trainer.data.profile import majority_of_counts
+from trainer.recipe import tree
 from trainer.recipe.profiles import Adapt, Profile
 
 _ADAPTED_BELOW = 100_000  # training images; a larger set takes a recipe as it stands
@@ -24,16 +24,20 @@ _PHOTO_PX = 160  # from this median short side on, images are scaled down and cr
 _STRIDE_PX = 32  # of the models: sizes are multiples of it
 
 
+class NoImages(UserError):
+    """There is nothing to measure."""
+
+
 def own_profile(name: str, train: DataReport, val: DataReport) -> Profile:
     """The profile of images that check_data has read; name: as find_profile makes it of a folder.
 
     mean, std: of the training images that decode, each image counting the same whatever its size.
 
-    Raises UserError where none of them does.
+    Raises NoImages where none of them does.
     """
     pixels = train.pixels
     if pixels is None or not (known := pixels.sizes.any(axis=1)).any():
-        raise UserError(f"{name}: no training image decodes", "mend the files that are listed")
+        raise NoImages(f"{name}: no training image decodes", "mend the files that are listed")
     mean, square = pixels.moments[known].mean(axis=0)
     std = np.sqrt(np.maximum(square - mean**2, 1e-8))  # of images of one colour: above 0
     sizes = pixels.sizes[known]
@@ -82,11 +86,11 @@ def adapted_to(num_train: int, short_px: float) -> Adapt | None:
 
 
 def as_yaml(profile: Profile) -> str:
-    """A profile as the file that data= takes, lists on one line each."""
+    """A profile as the file that data= takes."""
     plain = profile.model_dump(mode="json", exclude_none=True)
     if profile.channels == 3:
         del plain["channels"]
-    return yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, width=200)
+    return tree.to_yaml(plain)
 
 
 def check_new(path: Path) -> None:

@@ -289,7 +289,10 @@ class CandidateSearch:
         best = self._best()
         length = f"{len(self.shape)} steps"
         if not self._has_learned(best):
-            why = f"no candidate ends clearly below {self.level:.4g} nats after {length}"
+            why = (
+                f"no candidate ends clearly below {self.level:.4g} nats after {length}; try more"
+                " steps=, or other from= and to="
+            )
             return None, None, why
         why = self._one_sided(best)
         if why:
@@ -310,12 +313,16 @@ class CandidateSearch:
         """Why the best candidate is no answer, where one of its neighbours was not tried as it
         was.
         """
-        for towards, end, side in (("larger", "larger to=", -2), ("smaller", "smaller from=", 2)):
+        sides = ("larger", "larger to=", "from=", -2), ("smaller", "smaller from=", "to=", 2)
+        for towards, end, other_end, side in sides:
             if not self.grid.has(best + side):
                 return f"the best candidate lies at the end of the range; try a {end}"
             if len(self.losses.get(best + side, ())) < len(self.losses[best]):
-                count = len(self.losses)
-                return f"the loss still improves towards {towards} values after {count} candidates"
+                count, behind = len(self.losses), self.grid.at(best - side)
+                return (
+                    f"the loss still improves towards {towards} values after {count} candidates;"
+                    f" try {other_end}{behind:.3g}"
+                )
         return ""
 
     def _lowest_point(self, best: int, larger: float, middle: float, smaller: float) -> float:

@@ -202,19 +202,22 @@ class TerminalLog(TrialLog):
     def step(self, value: float, loss_nats: float) -> None:
         self._bar.update(self._task, advance=1, facts=f"{value:.2e}  loss {loss_nats:.4f}")
 
-    def end(self, curve: Curve, was_kept: bool) -> None:
+    def end(self, curve: Curve, asked: float, was_kept: bool) -> None:
         self.num_trials += 1
         seconds = None if was_kept else time.monotonic() - self._started_s
-        self.out.print(trial_line(curve, seconds), markup=False)
+        self.out.print(trial_line(curve, asked, seconds), markup=False)
 
 
-def trial_line(curve: Curve, seconds: float | None) -> str:
-    """One trial in a line. seconds: None where it was found in the folder."""
+def trial_line(curve: Curve, asked: float, seconds: float | None) -> str:
+    """One trial in a line. asked: as TrialLog.end has it. seconds: None where it was found in the
+    folder.
+    """
     took = "cached" if seconds is None else f"{seconds:.1f} s"
     end, name = _ENDS[curve.ended], f"{_WORDS[curve.purpose]}, seed {curve.seed}"
     if not len(curve.losses):
-        return f"{name:34} no step{end}  ({took})"
-    what = f"{'at' if curve.purpose == 'probe' else 'up to'} {curve.values.max():.3g}"
+        return f"{name:34} no step at {asked:.3g}{end}  ({took})"
+    is_ramp = curve.purpose == "ramp"  # ends where the loss does
+    what = f"up to {curve.values.max():.3g}" if is_ramp else f"at {asked:.3g}"
     held_out = f"  held-out {curve.held_out[1][-1]:.4f}" if len(curve.held_out[1]) else ""
     return (
         f"{name:34} {len(curve.losses):4} steps {what:14} loss"

@@ -81,8 +81,10 @@ class TrialLog:
     def step(self, value: float, loss_nats: float) -> None:
         """A step of it was taken."""
 
-    def end(self, curve: Curve, was_kept: bool) -> None:
-        """It is over, or was found among those that were kept."""
+    def end(self, curve: Curve, asked: float, was_kept: bool) -> None:
+        """It is over, or was found among those that were kept. asked: its largest value; of a
+        candidate the candidate, which its schedule need not reach.
+        """
 
 
 @dataclass
@@ -170,7 +172,9 @@ class Trials:
             curve = self._run(plan, values, purpose)
             if self.ranks.is_first:
                 self.kept.write(curve_to_json(curve), values)
-        self.log.end(curve, was_kept=facts is not None)
+        is_shaped = purpose == "race" and self.scalar.is_rate
+        asked = values.max() / (self.rate_shape.max() if is_shaped else 1.0)
+        self.log.end(curve, float(asked), was_kept=facts is not None)
         return curve
 
     def _run(self, plan: Plan, values: np.ndarray, purpose: str) -> Curve:

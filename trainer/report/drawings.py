@@ -122,19 +122,23 @@ def draw_effects(table: Table, curves: Mapping[str, Curves], width_in: float) ->
     height_in = 0.19 * sum(rows) + 0.62 * len(rows) + 0.3
     figure = Figure(figsize=(width_in, height_in), layout="constrained")
     panels = figure.subplots(len(rows), 1, squeeze=False, height_ratios=[n + 1 for n in rows])
+    used: set[str] = set()
     for panel, (group, cells) in zip(panels[:, 0], groups, strict=True):
         base = next(one.cell.name for one in cells if one.cell.is_base)
-        _draw_forest(panel, table, shown[group])
+        used |= _draw_forest(panel, table, shown[group])
         what = f"points of {table.metric.label}" if table.metric.is_share else table.metric.heading
         panel.set_xlabel(f"difference to {_wrapped(base, 2 * _NAME_CHARS)}, {what}")
         if len(groups) > 1:
             panel.set_title(group, loc="left", fontweight="bold")
-    _legend(figure, _effect_keys(), width_in)
+    _legend(figure, [key for name, key in _effect_keys().items() if name in used], width_in)
     return figure
 
 
-def _draw_forest(panel: Axes, table: Table, cells: Sequence[CellSummary]) -> None:
-    """One line per cell; what lies beyond the axis is an arrow at its edge, with its value."""
+def _draw_forest(panel: Axes, table: Table, cells: Sequence[CellSummary]) -> set[str]:
+    """One line per cell; what lies beyond the axis is an arrow at its edge, with its value. Gives
+    those of _effect_keys that were drawn.
+    """
+    used = set()
     found = [one.difference for one in cells if one.difference]
     scale = scale_over(effect_range(found), 0, 1, margin_share=0.03)
     panel.set_xlim(scale.low, scale.high)
@@ -159,6 +163,7 @@ def _draw_forest(panel: Axes, table: Table, cells: Sequence[CellSummary]) -> Non
         low, high = difference.interval or (value, value)
         for is_cut, at, marker in ((low < scale.low, 0, "<"), (high > scale.high, 1, ">")):
             if is_cut:
+                used.add("beyond")
                 panel.plot(
                     at, y, marker, color=colour, markersize=4, clip_on=False,
                     transform=panel.get_yaxis_transform(),
@@ -173,22 +178,24 @@ def _draw_forest(panel: Axes, table: Table, cells: Sequence[CellSummary]) -> Non
             )  # fmt: skip
             continue
         is_clear = summary.p_holm is not None and summary.p_holm < SIGNIFICANT_P
+        known = "clear" if is_clear else "unclear"
+        used.add(known if difference.interval else "no interval")
         panel.plot(
             value, y, "o" if difference.interval else "s", color=colour, markersize=4.5,
             markerfacecolor=colour if is_clear else "white",
         )  # fmt: skip
+    return used
 
 
-def _effect_keys() -> list[Artist]:
+def _effect_keys() -> dict[str, Artist]:
     mark: dict[str, Any] = {"color": _COLOURS[1], "markersize": 4.5}
-    return [
-        Line2D([], [], marker="o", label=f"p < {SIGNIFICANT_P} (Holm)", **mark),
-        Line2D([], [], marker="o", markerfacecolor="white", label=f"p ≥ {SIGNIFICANT_P}", **mark),
-        Line2D(
-            [], [], marker="s", markerfacecolor="white", linestyle="", label="no interval", **mark
-        ),
-        Line2D([], [], marker=">", linestyle="", label="beyond the axis", **mark),
-    ]
+    hollow = mark | {"markerfacecolor": "white"}
+    return {
+        "clear": Line2D([], [], marker="o", label=f"p < {SIGNIFICANT_P} (Holm)", **mark),
+        "unclear": Line2D([], [], marker="o", label=f"p ≥ {SIGNIFICANT_P}", **hollow),
+        "no interval": Line2D([], [], marker="s", linestyle="", label="no interval", **hollow),
+        "beyond": Line2D([], [], marker=">", linestyle="", label="beyond the axis", **mark),
+    }
 
 
 # ---- learning curves
@@ -268,7 +275,8 @@ def draw_costs(table: Table, curves: Mapping[str, Curves], width_in: float) -> F
         for name, (colour, _, marker) in styles.items()
         if name in drawn
     ]
-    keys.append(Line2D([], [], label="Pareto front", color="#606060", linewidth=0.8))
+    if any(sum(one.is_front for one in trade.cells) > 1 for trade in found):
+        keys.append(Line2D([], [], label="Pareto front", color="#606060", linewidth=0.8))
     _legend(figure, keys, width_in)
     return figure
 

@@ -443,7 +443,7 @@ def make_row(
         data_fingerprint=data.fingerprint,
         content_sha256=data.content_sha256,
         ignored_files=data.ignored,
-        split="val",
+        split=data.split,
         seed=plan.seed,
         deviations=(
             *deviation_rows(plan),

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import timm
 import torch
 from PIL import Image
 
@@ -75,6 +76,12 @@ def chosen_models(names: str) -> Sequence[str]:
             hint = did_you_mean(name, MODELS)
             raise UserError(f"models={name}: not in the matrix{hint}; valid: {', '.join(MODELS)}")
     return wanted or MODELS
+
+
+def untested_family(model: str) -> str:
+    """The module in timm that a model comes from, where MODELS has none of it; else empty."""
+    family, *tested = (timm.models.model_entrypoint(name).__module__ for name in (model, *MODELS))
+    return "" if family in tested else family.rpartition(".")[2]
 
 
 def noise_plan(recipe: str, model: str) -> Plan:

@@ -16,16 +16,19 @@ from pathlib import Path
 
 import numpy as np
 
+from trainer.base.commands import command, quoted
 from trainer.base.json_text import json_file
 from trainer.data.datasets import hf, parquet, shards
 from trainer.data.datasets.formats import FORMATS, FileFormat
 from trainer.data.datasets.listing import PLACES, classes_of
+from trainer.data.datasets.split import split_name
 from trainer.data.index import (
     DataError,
     Index,
     array_file,
     cache_folder,
     fingerprint_of,
+    has_class_folders,
     instead_of,
     is_image_folder,
     kinds_of,
@@ -168,9 +171,14 @@ def open_files(root: Path, split: str, check_files: bool = True) -> Index:
 
 
 def _refuse_unsplit(root: Path) -> None:
-    """Name what a folder without splits holds instead: files of no split, or a folder of data, as
-    the Hub has one per configuration.
+    """Name what a folder without splits holds instead: class folders, files of no split, or a
+    folder of data, as the Hub has one per configuration.
     """
+    if has_class_folders(root):
+        raise DataError(
+            f"{root}: class folders without train/ and val/",
+            f"use `{command('split', data=root)}`, then data={quoted(str(split_name(root)))}",
+        )
     for folder in sorted(path for path in root.glob("*") if path.is_dir()):
         if is_image_folder(folder) or any(form.files(folder, "train") for form in FORMATS.values()):
             raise DataError(f"{root}: has no train/", f"use {folder}, which holds one")

@@ -1,0 +1,48 @@
+"""What the command runs prints."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from trainer.base.commands import command
+from trainer.base.errors import printable
+from trainer.base.terminal import open_terminal
+from trainer.runs.own_runs import OwnRun, own_runs
+
+_MOST_ROWS_ALONE = 20  # without a run folder, in the table
+
+
+def list_runs(runs: Path, results: Path, as_json: bool) -> None:
+    """One line for each run, or a JSON list of them."""
+    found = own_runs(runs, results)
+    if as_json:
+        typer.echo(json.dumps([asdict(one) for one in found], indent=2))
+        return
+    if not found:
+        typer.echo(printable(f"no run in {runs}; `{command(recipe='A3', model='resnet18')}`"))
+        return
+    alone = [one for one in found if one.folder is None]
+    left_out = alone[:-_MOST_ROWS_ALONE]
+    table = Table("run", "recipe", "model", "data", "epochs", "state", "top-1 %", "folder")
+    table.columns[0].no_wrap = True
+    for one in found:
+        if one not in left_out:
+            table.add_row(*(Text(text, overflow="fold") for text in _cells(one, runs)))
+    out = open_terminal()
+    out.print(table)
+    if left_out:
+        out.print(f"and {len(left_out)} older rows without a run folder: json=1", markup=False)
+
+
+def _cells(one: OwnRun, runs: Path) -> tuple[str, ...]:
+    done = "?" if one.epochs_done is None else f"{one.epochs_done:g}"
+    epochs = "" if one.epochs is None else f"{done} of {one.epochs:g}"
+    score = "" if one.top1_pct is None else f"{one.top1_pct:.2f}"
+    named = (one.recipe or "", one.model or "", one.data or "")
+    return one.run, *named, epochs, one.state, score, f"{runs}/" if one.folder else "none"

@@ -1,0 +1,29 @@
+"""What the command split does."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import typer
+
+from trainer.base.commands import command
+from trainer.base.errors import UserError, printable
+from trainer.data.datasets.split import split_folder, split_name
+from trainer.data.index import is_image_folder
+
+
+def split_data(data: str, out: Path | None, share: float) -> None:
+    """Split a folder and say how to use it. Raises UserError, and as split_folder does."""
+    if not os.path.isdir(data):
+        raise UserError(f"data={data}: no folder", "use a folder of class folders")
+    if is_image_folder(Path(data)):
+        raise UserError(f"{data}: has train/ already", f"use data={data} as it is")
+    if not 0 < share < 1:
+        raise UserError(f"share={share:g}: no share of the images", "use one in (0, 1): share=0.2")
+    root = Path(data)
+    out = out or split_name(root)
+    counts = split_folder(root, out, share)
+    checks = command("check-data", data=out)
+    line = f"{out}: {counts['train']} train and {counts['val']} val images, links to {root}"
+    typer.echo(printable(f"{line}; next: {checks}"))

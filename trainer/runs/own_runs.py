@@ -1,0 +1,148 @@
+"""The runs that are here: each run folder, and each row of one's own without a folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trainer.base.disk import read_regular
+from trainer.base.errors import UserError
+from trainer.base.json_text import json_file, last_lines
+from trainer.base.provenance import tracked_names
+from trainer.runs.lock import owner_of
+from trainer.runs.results import read_row_file, rows_folder
+
+try:
+    from yaml import CSafeLoader as SafeLoader
+except ImportError:  # PyYAML built without libyaml
+    from yaml import SafeLoader  # type: ignore[assignment]
+
+RUNNING, STOPPED, DAMAGED = "running", "stopped", "damaged"  # or a row's status
+_LARGEST_RECIPE_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class OwnRun:
+    """What a list says of a run; None where its files do not say.
+
+    recipe: with its version. state: running, stopped (the same command resumes it), finished,
+    diverged, or damaged: files that cannot be read. epochs_done: of `epochs`, with fractions.
+    top1_pct: the row's, else the last evaluation's. folder: None where only the row is here.
+    """
+
+    run: str
+    state: str
+    recipe: str | None = None
+    model: str | None = None
+    data: str | None = None
+    seed: int | None = None
+    epochs_done: float | None = None
+    epochs: float | None = None
+    top1_pct: float | None = None
+    folder: str | None = None
+    changed_utc: str | None = None
+
+
+def own_runs(runs: Path, results: Path) -> list[OwnRun]:
+    """Every run folder in `runs`, and every row in `results` that has none and did not come with
+    the project; the last changed is last.
+    """
+    folders = [path.parent for path in runs.glob("*/plan.json")]
+    rows = {path.stem: path for path in rows_folder(results).glob("*.json")}
+    shipped = tracked_names(rows_folder(results))
+    found = [_of_folder(folder, rows.get(folder.name)) for folder in folders]
+    here = {folder.name for folder in folders}
+    found += [
+        _of_row(path, None)
+        for run, path in rows.items()
+        if run not in here and path.name not in shipped
+    ]
+    return sorted(found, key=lambda one: (one.changed_utc or "", one.run))
+
+
+def _of_folder(folder: Path, stored: Path | None) -> OwnRun:
+    """Of a run folder; stored: its row in the store, which a folder may lack."""
+    is_running = owner_of(folder) is not None
+    own = folder / "row.json"
+    path = own if own.is_file() else stored
+    return _of_row(path, folder) if path and not is_running else _unfinished(folder, is_running)
+
+
+def _of_row(path: Path, folder: Path | None) -> OwnRun:
+    try:
+        row = read_row_file(path)
+    except UserError:  # no row, or a link that leads elsewhere
+        return OwnRun(folder.name if folder else path.stem, DAMAGED, folder=_text(folder))
+    return OwnRun(
+        folder.name if folder else row.run,
+        row.status,
+        recipe=f"{row.recipe}.v{row.version}",
+        model=row.model,
+        data=row.data,
+        seed=row.seed,
+        epochs_done=row.epochs if row.status == "finished" else None,
+        epochs=row.epochs,
+        top1_pct=row.top1_pct,
+        folder=_text(folder),
+        changed_utc=_seconds(datetime.fromisoformat(row.finished_utc)),
+    )
+
+
+def _unfinished(folder: Path, is_running: bool) -> OwnRun:
+    try:
+        plan = json_file(folder / "plan.json")
+        model, data, seed = str(plan["model"]), str(plan["data"]), int(plan["seed"])
+        steps = int(plan["num_steps"]), int(plan["steps_per_epoch"])
+        epochs = round(steps[0] / steps[1], 2)
+    except (OSError, ValueError, KeyError, TypeError, ArithmeticError):
+        return OwnRun(folder.name, RUNNING if is_running else DAMAGED, folder=_text(folder))
+    lines = last_lines(folder / "metrics.jsonl")
+    return OwnRun(
+        folder.name,
+        RUNNING if is_running else STOPPED,
+        _recipe(folder / "recipe.yaml"),
+        model=model,
+        data=data,
+        seed=seed,
+        epochs_done=round((_last(lines, "step") or 0) / steps[1], 2),
+        epochs=epochs,
+        top1_pct=_last(lines, "top1_pct"),
+        folder=_text(folder),
+        changed_utc=_changed(folder),
+    )
+
+
+def _recipe(path: Path) -> str | None:
+    """Read as plain YAML: to check every value would import torch, which takes seconds."""
+    try:
+        recipe = yaml.load(read_regular(path, _LARGEST_RECIPE_BYTES), Loader=SafeLoader)
+        return f"{recipe['name']}.v{recipe['version']}"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError):
+        return None
+
+
+def _last(lines: list[dict[str, Any]], name: str) -> float | None:
+    numbers = [line[name] for line in lines if isinstance(line.get(name), (int, float))]
+    return numbers[-1] if numbers else None
+
+
+def _changed(folder: Path) -> str | None:
+    """When the curves, or else the folder, were last written to."""
+    path = folder / "metrics.jsonl"
+    try:
+        changed_s = (path if path.is_file() else folder).stat().st_mtime
+    except OSError:  # removed meanwhile
+        return None
+    return _seconds(datetime.fromtimestamp(changed_s, UTC))
+
+
+def _seconds(time: datetime) -> str:
+    return time.astimezone(UTC).isoformat(timespec="seconds")
+
+
+def _text(folder: Path | None) -> str | None:
+    return str(folder) if folder else None
