@@ -2,7 +2,7 @@
 and the host's time. On a pretended GPU (tests/support/gpu_stub), so on any machine with g++.
 
     python tests/benchmarks/gpu_counts.py [--recipes A2] [--models resnet50] [--ranks 1 2]
-        [--settings cuda_graphs half_group_norm] >results/gpu-counts.md
+        [--settings cuda_graphs half_group_norm] [--data cifar10]
 
 bytes: of the tensors that each operation of torch and each kernel of Triton reads and writes, once
 for each; of a graph, those of the passes that it holds. host ms: of the process's own CPU time, the
@@ -48,6 +48,7 @@ from trainer.engine.state import TrainingState, set_algorithms
 from trainer.engine.train import optimizer_step, own_micro_batches
 from trainer.runs.job import Job, plan_of
 
+DATA = "imagenet-1k"
 RECIPES = ["A1", "A2", "A3", "convnext", "ffcv-rn50-16", "gn-ws", "bcn"]
 MODELS = ["resnet50", "convnext_tiny"]
 PARTS = ["augment", "normalize", "mix", "forward", "loss", "backward"]
@@ -192,10 +193,10 @@ def charge_parts(account: Account, state: TrainingState) -> None:
 
 
 def counted(
-    ranks: Ranks, recipe: str, model: str, changed: list[str]
+    ranks: Ranks, recipe: str, model: str, changed: list[str], data: str
 ) -> dict[str, dict[str, float]]:
     """One step by part, on this rank."""
-    plan = plan_of(Job(recipe, model, "imagenet-1k", None, 0, "", world_size=ranks.world_size))
+    plan = plan_of(Job(recipe, model, data, None, 0, "", world_size=ranks.world_size))
     machine = dict.fromkeys(changed, True)
     settings = make_settings(f"cuda:{ranks.rank}", "bf16", workers="0", **machine)
     set_algorithms(settings)
@@ -258,11 +259,12 @@ def table(found: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def show(recipe: str, model: str, num_ranks: int, changed: list[str]) -> None:
+def show(recipe: str, model: str, num_ranks: int, changed: list[str], data: str) -> None:
     title = f"## {recipe}, {model}, {num_ranks} rank{'s' * (num_ranks > 1)}"
     title += "".join(f", {name}=1" for name in changed)
+    title += f", {data}" * (data != DATA)
     try:
-        found = on_ranks(counted, num_ranks, recipe, model, changed, device="cuda")[0]
+        found = on_ranks(counted, num_ranks, recipe, model, changed, data, device="cuda")[0]
     except (UserError, AssertionError) as error:
         print(f"{title}\n\nrefused: {str(error).splitlines()[0][:300]}\n", flush=True)
         return
@@ -280,17 +282,18 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--ranks", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--settings", nargs="+", default=[], help="those that are on")
+    parser.add_argument("--data", default=DATA, help="a known set, as for small images cifar10")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)  # in a process of its own
     given = parser.parse_args()
     if given.one:
         recipe, model, num_ranks = given.one
-        show(recipe, model, int(num_ranks), given.settings)
+        show(recipe, model, int(num_ranks), given.settings, given.data)
         return
     built = gpu_stub.build(Path.home() / ".cache" / "rsb-gpu-stub")
     print(f"torch {torch.__version__}, bf16, the pretended GPU\n", flush=True)
     for recipe, model, num_ranks in itertools.product(given.recipes, given.models, given.ranks):
         environment = os.environ | built | {"GPU_STUB_DEVICES": str(num_ranks)}
-        words = ["--one", recipe, model, str(num_ranks)]
+        words = ["--one", recipe, model, str(num_ranks), "--data", given.data]
         words += ["--settings", *given.settings] if given.settings else []
         done = subprocess.run([sys.executable, "-W", "ignore", __file__, *words], env=environment)
         if done.returncode:
