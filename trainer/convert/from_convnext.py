@@ -112,7 +112,7 @@ FLAGS = (
         ("--cutmix_minmax", [float], None, "boxes with bounds of their own"),
         ("--mixup_prob", float, 1.0, "mixing in some of the steps"),
         ("--mixup_mode", str, "batch", "a draw for each image"),
-        ("--finetune", str, "", "weights to start from: set model.pretrained"),
+        ("--finetune", str, "", "weights to start from: train with weights="),
     ),
 )
 

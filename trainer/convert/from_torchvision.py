@@ -77,8 +77,8 @@ FLAGS = (
     ),
     *flags(
         "unsayable",
-        ("--pretrained", SWITCH, False, "weights to start from: set model.pretrained"),
-        ("--weights", str, None, "weights to start from: set model.pretrained"),
+        ("--pretrained", SWITCH, False, "weights to start from: train with weights="),
+        ("--weights", str, None, "weights to start from: train with weights="),
         ("--transformer-embedding-decay", float, None, "a decay of its own for embeddings"),
         ("--ra-magnitude", int, 9, "torchvision's own RandAugment"),
         ("--augmix-severity", int, 3, "AugMix"),

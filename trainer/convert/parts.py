@@ -165,7 +165,7 @@ def put_optimizer(draft: Draft, given: str, fields: Mapping[str, Any] | None = N
 
 def spare_vectors(draft: Draft) -> None:
     """timm's rule of what does not decay."""
-    why = "timm spares all vectors and biases; also what a model itself lists, which is not said"
+    why = "timm spares all vectors and biases; what a model itself lists: kind no_weight_decay"
     draft.assume("optimizer.no_decay", ("vectors", "biases"), why)
 
 

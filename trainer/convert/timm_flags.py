@@ -146,9 +146,9 @@ FLAGS = (
     ),
     *flags(
         "unsayable",
-        ("--pretrained", SWITCH, False, "weights to start from: set model.pretrained"),
-        ("--pretrained-path", str, None, "weights to start from: set model.pretrained"),
-        ("--initial-checkpoint", str, "", "weights to start from: set model.pretrained"),
+        ("--pretrained", SWITCH, False, "weights to start from: train with weights="),
+        ("--pretrained-path", str, None, "weights to start from: train with weights="),
+        ("--initial-checkpoint", str, "", "weights to start from: train with weights="),
         ("--gp", str, None, "another pooling before the classifier"),
         ("--model-kwargs", PAIRS, {}, "another model than timm builds by its name"),
         ("--drop-block", float, None, "timm's form of it; model.drop_block is the paper's"),
