@@ -131,7 +131,7 @@ def test_predict_writes_answers_and_a_picture(folder, tmp_path, classifier):
     words += ["--out", tmp_path / "a.csv", "--workers", "0"]
     done = rsb(*words)
     assert done.exit_code == 0, done.output
-    assert len(Image.open(tmp_path / "a.png").getcolors(1 << 24)) > 100
+    assert len(Image.open(tmp_path / "a.sheet.png").getcolors(1 << 24)) > 100
     again = rsb(*words)
     assert again.exit_code == 2 and "a.csv" in again.stderr and "again=1" in again.stderr
 

@@ -119,7 +119,9 @@ def evaluate(
     With --data, --page or other image sizes (test_px="224 256"): the scores there.
     """
     with StopRequest() as stop:
-        is_otherwise = any((data, page, among_present, flip, test_px, crop, interpolation, model))
+        is_otherwise = any(
+            (data, page, among_present, flip, test_px, crop, interpolation, model, weights)
+        )
         if not is_otherwise:
             if not run:
                 raise UserError("run=: not given", "use run=<a run>, or model= weights= and data=")

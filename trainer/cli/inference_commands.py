@@ -13,6 +13,7 @@ from trainer.base.errors import UserError
 from trainer.base.settings import Settings, make_settings
 from trainer.data.evaluation import EvaluationStream
 from trainer.data.workers import Watch, items_of, whole
+from trainer.engine.state import algorithms_kept, set_algorithms
 from trainer.inference.classifier import Classifier, num_logits, of_run, of_weights, shown_otherwise
 from trainer.inference.images import (
     Pictures,
@@ -98,11 +99,14 @@ def predict(
 ) -> None:
     """Ask about every image, write the answers and say where they are. Raises UserError."""
     check_format(out)
-    if out.exists() and not again:
-        raise UserError(f"{out}: is there already", "use again=1, or out=<another file>")
-    paths, console = find_images(images), summary.console()
+    sheet = out.with_name(f"{out.stem}.sheet.png")
+    for path in (out, sheet) if with_sheet else (out,):
+        if path.exists() and not again:
+            raise UserError(f"{path}: is there already", "use again=1, or out=<another file>")
+    paths, console = [path for path in find_images(images) if path != sheet], summary.console()
     watch = Watch(check, partial(console.print, markup=False))
-    with summary.progress(console, "images", len(paths)) as each:
+    with summary.progress(console, "images", len(paths)) as each, algorithms_kept():
+        set_algorithms(settings)
         answers = run_prediction(whose[0], paths, settings, out, top_k, batch_images, watch, each)
     num_bad = sum(answer.error is not None for answer in answers)
     console.print(f"answers  {out}: {len(answers):,} images", markup=False)
@@ -110,8 +114,11 @@ def predict(
         line = f"{num_bad} of them cannot be read: the column error says why"
         console.print(line, style="yellow", markup=False)
     if with_sheet and num_bad < len(answers):
-        write_sheet(out.with_suffix(".png"), answers)
-        console.print(f"picture  {out.with_suffix('.png')}", markup=False)
+        try:
+            write_sheet(sheet, answers)
+        except OSError as error:
+            raise UserError(f"{sheet}: cannot be written ({why(error)})", "use sheet=0") from None
+        console.print(f"picture  {sheet}", markup=False)
 
 
 def evaluate(
@@ -133,11 +140,13 @@ def evaluate(
         )
         among = sorted(set(labels)) if among_present else None
         image = classifier.image
+        mirrored = ", mirrored too" if with_mirrored or classifier.test_flip else ""
         shown = (
             f"{classifier.name} at {image.test_px} px (crop {image.crop_share:g},"
-            f" {image.interpolation}{', mirrored too' if with_mirrored else ''})"
+            f" {image.interpolation}{mirrored})"
         )
-        with summary.progress(out, "images", len(labels)) as each:
+        with summary.progress(out, "images", len(labels)) as each, algorithms_kept():
+            set_algorithms(settings)
             judged = judge(classifier, batches, settings, with_mirrored, among, each)
         out.print(f"{shown}  {scores_line(judged)}", markup=False)
     if page is None:

@@ -17,11 +17,11 @@ from trainer.base.json_text import json_file
 from trainer.base.settings import Settings
 from trainer.data.decode import RESAMPLING
 from trainer.data.transforms import autocast, scored_inputs
-from trainer.models.build import check_model_name
+from trainer.models.build import check_model_name, refusal
 from trainer.models.edit.replacement import classifier_of
 from trainer.models.initialization import load_pretrained
 from trainer.models.spec import Pretrained
-from trainer.models.weights import read_weights, weights_path
+from trainer.models.weights import TIMM, WeightsError, read_weights, weights_path
 from trainer.runs.export import weights_digest
 from trainer.runs.run_folder import open_model, recipe_of
 
@@ -57,6 +57,7 @@ class Classifier:
     classes: tuple[str, ...]
     weights_sha256: str
     meanings: tuple[str, ...] = ()
+    test_flip: bool = False  # its evaluation adds the mirrored images
 
     def class_name(self, number: int) -> str:
         """The name of a logit, with its meaning: "n01440764 tench"."""
@@ -83,7 +84,7 @@ class Classifier:
         images = scored_inputs(images.to(settings.device), self.image, settings)
         with autocast(settings):
             logits = self.model(images).float()
-            if with_mirrored:
+            if with_mirrored or self.test_flip:
                 logits = (logits + self.model(images.flip(3)).float()) / 2
         return logits
 
@@ -101,7 +102,9 @@ def of_run(folder: Path) -> Classifier:
         tuple(profile["mean"]),
         tuple(profile["std"]),
     )
-    return Classifier(folder.name, model, found, _label_names(folder), weights_digest(model))
+    names = _label_names(folder, profile["num_classes"])
+    digest = weights_digest(model)
+    return Classifier(folder.name, model, found, names, digest, test_flip=image.test_flip or False)
 
 
 def of_weights(model: str, weights: str) -> Classifier:
@@ -118,19 +121,19 @@ def of_weights(model: str, weights: str) -> Classifier:
     head = _num_classes(made, file.tensors)
     if head != num_logits(made):
         made = timm.create_model(bare, num_classes=head)
-    load_pretrained(made, Pretrained(file=weights, sha256=file.sha256), head)
-    config = timm.get_pretrained_cfg(model)
-    assert config is not None, "check_model_name"
-    facts = config.to_dict()
+    loaded = load_pretrained(made, Pretrained(file=weights, sha256=file.sha256), head)
+    if not any(f"{name}.weight" in loaded.places for name in _head_names(made)):
+        raise WeightsError(f"{path}: has no classifier for {bare}", "use weights with one")
+    facts = _facts(model, weights, path)
     found = ImageFacts(
         facts["input_size"][0],
-        facts["input_size"][-1],
-        facts["crop_pct"],
+        (facts.get("test_input_size") or facts["input_size"])[-1],
+        facts.get("test_crop_pct") or facts["crop_pct"],
         facts["interpolation"],
         tuple(facts["mean"]),
         tuple(facts["std"]),
     )
-    names = _label_names(path.parent)
+    names = _label_names(path.parent, head)
     meanings: tuple[str, ...] = ()
     if not names and head == _IMAGENET_CLASSES:
         imagenet = ImageNetInfo("imagenet-1k")
@@ -154,14 +157,38 @@ def shown_otherwise(classifier: Classifier, changes: Mapping[str, Any]) -> Class
         raise PlanError(
             f"interpolation={image.interpolation}: unknown", f"use {', '.join(RESAMPLING)}"
         )
+    reason = refusal(classifier.model, image.channels, image.test_px)
+    if reason is not None:
+        raise PlanError(
+            f"test_px={image.test_px}: {classifier.name} does not support it ({reason})",
+            "use another test_px=",
+        )
     return replace(classifier, image=image)
+
+
+def _facts(model: str, weights: str, path: Path) -> dict[str, Any]:
+    """What timm says of how images are shown to weights: by their tag, by the config.json beside
+    them, else by the model's name.
+    """
+    own = _config(path.parent).get("pretrained_cfg")
+    name = weights.removeprefix(TIMM) if weights.startswith(TIMM) else model
+    config = timm.get_pretrained_cfg(name)
+    assert config is not None, "check_model_name"
+    is_beside = isinstance(own, dict) and not weights.startswith(TIMM)
+    return config.to_dict() | (own if is_beside else {})
+
+
+def _head_names(model: nn.Module) -> list[str]:
+    """The dotted names of a model's classifiers: two where it was distilled."""
+    head = classifier_of(model)
+    heads = list(head) if isinstance(head, nn.ModuleList) else [head]
+    return [name for name, module in model.named_modules() if any(module is one for one in heads)]
 
 
 def _num_classes(model: nn.Module, tensors: Mapping[str, Tensor]) -> int:
     """Of a file: the rows of the classifier's weight, by timm's name of it."""
-    head, own = classifier_of(model), num_logits(model)
-    name = next((name for name, module in model.named_modules() if module is head), "")
-    weight = tensors.get(f"{name}.weight")
+    own = num_logits(model)
+    weight = next((tensors.get(f"{name}.weight") for name in _head_names(model)), None)
     return own if weight is None else len(weight)
 
 
@@ -172,9 +199,19 @@ def num_logits(model: nn.Module) -> int:
     return number
 
 
-def _label_names(folder: Path) -> tuple[str, ...]:
-    """The names in a folder's config.json, as a run and timm's push_to_hub write it."""
-    try:
-        return tuple(json_file(folder / "config.json").get("label_names") or ())
-    except (OSError, ValueError):
+def _label_names(folder: Path, number: int) -> tuple[str, ...]:
+    """The names of so many classes in a folder's config.json, as a run and timm write it; empty
+    where there are none.
+    """
+    names = _config(folder).get("label_names")
+    if not isinstance(names, list) or len(names) != number:
         return ()
+    return tuple(names) if all(isinstance(one, str) for one in names) else ()
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        found = json_file(folder / "config.json")
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

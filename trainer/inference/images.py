@@ -18,7 +18,7 @@ from trainer.base.errors import did_you_mean
 from trainer.data.datasets.builtin import ImageSet
 from trainer.data.datasets.members import read_image
 from trainer.data.decode import BadImage, evaluation_square, stack_squares
-from trainer.data.index import EXTENSIONS, DataError
+from trainer.data.index import EXTENSIONS, DataError, is_image_folder
 from trainer.data.workers import Watch, items_of
 from trainer.inference.classifier import ImageFacts
 
@@ -94,6 +94,8 @@ def find_labelled(folder: Path, classes: Sequence[str], num_classes: int) -> Lab
 
     Raises DataError where folders and classes do not fit together.
     """
+    if folder.is_dir() and is_image_folder(folder):
+        raise DataError(f"{folder}: holds train/ and val/", f"use data={folder / 'val'}")
     names = sorted(each.name for each in _subfolders(folder))
     if not names:
         raise DataError(f"{folder}: no class folders in it", "use data=<folder>/val or the like")

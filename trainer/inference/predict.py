@@ -161,7 +161,7 @@ def _start(part: Path, facts: dict[str, Any], answers: Sequence[Answer]) -> None
 
 
 def _line(value: dict[str, Any]) -> str:
-    return json.dumps(value, ensure_ascii=False) + "\n"
+    return json.dumps(value) + "\n"
 
 
 def _content(suffix: str, answers: Sequence[Answer], top_k: int) -> bytes:

@@ -78,6 +78,7 @@ def assemble(plan: Plan) -> tuple[nn.Module, tuple[Replacement, ...]]:
         _check_joined(plan, model)
         check_precise_norm(plan, model)
         if plan.recipe.model and plan.recipe.model.freeze:
+            _check_frozen(plan, model)
             freeze_for_good(model, plan.recipe.model.freeze)
     return model, replacements
 
@@ -113,16 +114,16 @@ def _check_sizes(plan: Plan, model: nn.Module) -> None:
     for image_px, place in (
         {plan.recipe.image.test_px: "image.test_px"} | _train_sizes(plan)
     ).items():
-        refusal = _refusal(model, channels, image_px)
-        if refusal is not None:
+        reason = refusal(model, channels, image_px)
+        if reason is not None:
             fitting_px = next(
-                (px for px in _TRIED_PX if px > image_px and _refusal(model, channels, px) is None),
+                (px for px in _TRIED_PX if px > image_px and refusal(model, channels, px) is None),
                 None,
             )
             remedy = f'set="{place}={fitting_px}"' if fitting_px else "another model="
             raise PlanError(
                 f"{place}={image_px}: {plan.model} does not support this image size "
-                f"({refusal}); use {remedy}"
+                f"({reason}); use {remedy}"
             )
 
 
@@ -136,7 +137,7 @@ def _train_sizes(plan: Plan) -> dict[int, str]:
     )
 
 
-def _refusal(model: nn.Module, channels: int, image_px: int) -> str | None:
+def refusal(model: nn.Module, channels: int, image_px: int) -> str | None:
     """Why a model does not support an image size, or None: from a forward pass of one blank image,
     in evaluation mode.
     """
@@ -213,7 +214,7 @@ def _single_value(model: nn.Module, channels: int, image_px: int) -> str | None:
     }
     handles = [norm.register_forward_pre_hook(measuring(name)) for name, norm in norms.items()]
     try:
-        _refusal(model, channels, image_px)
+        refusal(model, channels, image_px)
     finally:
         for handle in handles:
             handle.remove()
@@ -238,6 +239,19 @@ def _check_joined(plan: Plan, model: nn.Module) -> None:
             f"{what} of {batch.norm_images} images, and a mixing unit spans several of them",
             f'{ranks}, or set="mix.images={batch.norm_images}"',
             path=("mix", "images"),
+        )
+
+
+def _check_frozen(plan: Plan, model: nn.Module) -> None:
+    """Reject norms whose statistics are made outside their passes: frozen ones keep theirs."""
+    made = "precise_norm" if plan.recipe.precise_norm is not None else ""
+    if any(isinstance(module, StepNorm) for module in model.modules()):
+        made = "a norm with estimated statistics"
+    if made:
+        raise PlanError(
+            f"model.freeze: not possible with {made}, which moves the statistics of frozen norms",
+            "leave one of them out",
+            path=("model", "freeze"),
         )
 
 

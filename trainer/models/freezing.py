@@ -71,7 +71,9 @@ class Freezing:
             if is_norm(module) and _all_within(module.parameters(recurse=False), ids)
         ]
         until = freeze.until_epochs if freeze else 0.0
-        self.until_step = math.inf if until is None else math.ceil(until * steps_per_epoch)
+        self.until_step = (
+            math.inf if until is None else math.ceil(round(until * steps_per_epoch, 6))
+        )
 
     def set(self, step: int) -> bool:
         """Freeze or release the weights for a step; were others trained at the step before?"""

@@ -137,7 +137,8 @@ def adapt_input_channels(weight: Tensor, num_channels: int) -> Tensor:
 
 def _contents(path: Path, content: bytes) -> tuple[Mapping[str, Any], tuple[str, ...]]:
     """What a file holds by name, and which section of a checkpoint it is from."""
-    is_torch = content[:2] in (b"PK", b"\x80\x02")  # a zip, or a pickle as torch wrote before 1.6
+    # a zip, or a pickle as torch wrote before 1.6; safetensors has its JSON after eight bytes
+    is_torch = content[:2] in (b"PK", b"\x80\x02") and content[8:9] != b"{"
     if not is_torch:
         try:
             return safetensors.torch.load(content), ()

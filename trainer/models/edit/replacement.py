@@ -167,7 +167,8 @@ def input_channels(model: nn.Module) -> int:
 def classifier_of(model: nn.Module) -> nn.Module | None:
     """What timm calls a model's classifier; None for a model that is not timm's."""
     get = getattr(model, "get_classifier", None)
-    return get() if get else None
+    found = get() if get else None
+    return nn.ModuleList(found) if isinstance(found, tuple) else found  # distilled: two heads
 
 
 def starts_at_zero(norm: nn.Module) -> bool:
