@@ -98,6 +98,15 @@ def test_two_ranks_train_what_one_does():
         torch.testing.assert_close(pair[0]["weights"][name], tensor, rtol=1e-4, atol=1e-6)
 
 
+def test_frozen_statistics_stay_to_the_bit_on_three_ranks():
+    """A third of a number, three times, is not always that number."""
+    overrides = f"{PROBE} batch.images=24 batch.norm_images=8"
+    before, _ = trained(overrides, until=0)
+    for rank in on_ranks(steps, 3, "A2", "test_resnet", overrides, 0, 3):
+        for name, tensor in rank["buffers"].items():
+            assert torch.equal(tensor, before[name]), name
+
+
 @pytest.mark.parametrize("names", ["[layer9.*]", '["*"]'])
 def test_what_cannot_be_frozen_is_refused(names):
     with pytest.raises(PlanError) as error:

@@ -68,7 +68,7 @@ def predict(
     with StopRequest() as stop:
         commands = _commands()
         commands.predict(
-            commands.asked(run, model, weights, runs, test_px, crop, interpolation),
+            commands.Asked(run, model, weights, runs, test_px, crop, interpolation).at_one_size(),
             images,
             out,
             top_k,
@@ -131,7 +131,7 @@ def evaluate(
             raise typer.Exit(0 if is_same else 1)
         commands = _commands()
         commands.evaluate(
-            commands.asked_at_sizes(run, model, weights, runs, test_px, crop, interpolation),
+            commands.Asked(run, model, weights, runs, test_px, crop, interpolation).at_sizes(),
             data,
             data_dir,
             page,

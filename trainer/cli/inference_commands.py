@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -32,48 +33,42 @@ from trainer.runs.rescore import data_of_run
 from trainer.runs.results import read_row_file
 from trainer.runs.run_folder import find_run_folder
 
-__all__ = ["asked", "asked_at_sizes", "evaluate", "make_settings", "predict"]
+__all__ = ["Asked", "evaluate", "make_settings", "predict"]
 
 
-def asked(
-    run: str,
-    model: str,
-    weights: str,
-    runs: Path,
-    test_px: str,
-    crop: float | None,
-    interpolation: str,
-) -> tuple[Classifier, Path | None]:
-    """The model that is meant, and its run's folder, where it is of one. Raises UserError."""
-    sizes = _sizes(test_px)
-    if len(sizes) > 1:
-        raise UserError(f"test_px={test_px}: more than one size", "use one")
-    ((classifier, folder),) = asked_at_sizes(
-        run, model, weights, runs, test_px, crop, interpolation
-    )
-    return classifier, folder
+@dataclass(frozen=True)
+class Asked:
+    """Which model is meant, and how it is to be shown images; empty or None: as it was trained."""
 
+    run: str
+    model: str
+    weights: str
+    runs: Path
+    test_px: str
+    crop: float | None
+    interpolation: str
 
-def asked_at_sizes(
-    run: str,
-    model: str,
-    weights: str,
-    runs: Path,
-    test_px: str,
-    crop: float | None,
-    interpolation: str,
-) -> list[tuple[Classifier, Path | None]]:
-    """The same at every size of test_px ("224 256"). Raises UserError."""
-    if bool(run) == bool(model or weights):
-        raise UserError("which model?", "use run=<a run>, or model=<of timm> weights=<a file>")
-    if not run and not (model and weights):
-        missing = "weights" if model else "model"
-        raise UserError(f"{missing}=: not given", "use model=<of timm> weights=<a file>")
-    sizes = _sizes(test_px) or [None]
-    folder = find_run_folder(run, runs) if run else None
-    classifier = of_run(folder) if folder else of_weights(model, weights)
-    changes = {"crop_share": crop, "interpolation": interpolation or None}
-    return [(shown_otherwise(classifier, changes | {"test_px": px}), folder) for px in sizes]
+    def at_one_size(self) -> Classifier:
+        """The model. Raises UserError."""
+        if len(_sizes(self.test_px)) > 1:
+            raise UserError(f"test_px={self.test_px}: more than one size", "use one")
+        ((classifier, _),) = self.at_sizes()
+        return classifier
+
+    def at_sizes(self) -> list[tuple[Classifier, Path | None]]:
+        """The model at every size of test_px ("224 256"), each with its run's folder, where it is
+        of one. Raises UserError.
+        """
+        if bool(self.run) == bool(self.model or self.weights):
+            raise UserError("which model?", "use run=<a run>, or model=<of timm> weights=<a file>")
+        if not self.run and not (self.model and self.weights):
+            missing = "weights" if self.model else "model"
+            raise UserError(f"{missing}=: not given", "use model=<of timm> weights=<a file>")
+        sizes = _sizes(self.test_px) or [None]
+        folder = find_run_folder(self.run, self.runs) if self.run else None
+        classifier = of_run(folder) if folder else of_weights(self.model, self.weights)
+        changes = {"crop_share": self.crop, "interpolation": self.interpolation or None}
+        return [(shown_otherwise(classifier, changes | {"test_px": px}), folder) for px in sizes]
 
 
 def _sizes(text: str) -> list[int | None]:
@@ -87,7 +82,7 @@ def _sizes(text: str) -> list[int | None]:
 
 
 def predict(
-    whose: tuple[Classifier, Path | None],
+    classifier: Classifier,
     images: Path,
     out: Path,
     top_k: int,
@@ -107,7 +102,7 @@ def predict(
     watch = Watch(check, partial(console.print, markup=False))
     with summary.progress(console, "images", len(paths)) as each, algorithms_kept():
         set_algorithms(settings)
-        answers = run_prediction(whose[0], paths, settings, out, top_k, batch_images, watch, each)
+        answers = run_prediction(classifier, paths, settings, out, top_k, batch_images, watch, each)
     num_bad = sum(answer.error is not None for answer in answers)
     console.print(f"answers  {out}: {len(answers):,} images", markup=False)
     if num_bad:

@@ -27,12 +27,12 @@ def list_runs(runs: Path, results: Path, as_json: bool) -> None:
     if not found:
         typer.echo(printable(f"no run in {runs}; `{command(recipe='A3', model='resnet18')}`"))
         return
-    alone = [one for one in found if one.folder is None]
-    left_out = alone[:-_MOST_ROWS_ALONE]
+    alone = [one.run for one in found if one.folder is None]
+    left_out = set(alone[:-_MOST_ROWS_ALONE])
     table = Table("run", "recipe", "model", "data", "epochs", "state", "top-1 %", "folder")
     table.columns[0].no_wrap = True
     for one in found:
-        if one not in left_out:
+        if one.run not in left_out or one.folder:
             table.add_row(*(Text(text, overflow="fold") for text in _cells(one, runs)))
     out = open_terminal()
     out.print(table)

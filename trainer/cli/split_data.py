@@ -10,7 +10,7 @@ import typer
 from trainer.base.commands import command
 from trainer.base.errors import UserError, printable
 from trainer.data.datasets.split import split_folder, split_name
-from trainer.data.index import is_image_folder
+from trainer.data.index import has_class_folders, is_image_folder
 
 
 def split_data(data: str, out: Path | None, share: float) -> None:
@@ -22,6 +22,11 @@ def split_data(data: str, out: Path | None, share: float) -> None:
     if not 0 < share < 1:
         raise UserError(f"share={share:g}: no share of the images", "use one in (0, 1): share=0.2")
     root = Path(data)
+    if not has_class_folders(root):
+        raise UserError(
+            f"{data}: its folders hold no images themselves, or are named like splits",
+            "use a folder whose folders are the classes",
+        )
     out = out or split_name(root)
     counts = split_folder(root, out, share)
     checks = command("check-data", data=out)

@@ -51,8 +51,7 @@ class StepStatistics:
         # micro-batch
         self._seen: list[Tensor] = []
         if is_momentum_fixed and self.norms:
-            each = [torch.full_like(one, b) for norm, b in self.norms for one in _buffers(norm)[:2]]
-            self._momenta = torch.cat(each)
+            self._momenta = self._flat_momenta()
             for norm, _ in self.norms:
                 # what runs becomes the micro-batch's own statistics, which `finish` takes the mean
                 # of
@@ -63,8 +62,8 @@ class StepStatistics:
         """Prepare for micro-batch 0 .. num_micro_batches - 1 of those that this rank has in a
         step.
         """
-        if self._is_momentum_fixed and self.norms:
-            self._seen = [*(self._seen if micro_batch else ()), torch.cat(self._running())]
+        if self._is_momentum_fixed and (running := self._running()):
+            self._seen = [*(self._seen if micro_batch else ()), torch.cat(running)]
         left = num_micro_batches - 1 - micro_batch
         for norm, momentum in () if self._is_momentum_fixed else self.norms:
             norm.momentum = (momentum / num_micro_batches) / (
@@ -116,8 +115,17 @@ class StepStatistics:
         for norm in self.estimated:
             norm.finish_step()
 
+    def _moving(self) -> list[tuple[RunningNorm, float]]:
+        """Frozen norms are in evaluation mode, and keep their statistics to the bit."""
+        return [(norm, momentum) for norm, momentum in self.norms if norm.training]
+
     def _running(self) -> list[Tensor]:
-        return [tensor for norm, _ in self.norms for tensor in _buffers(norm)[:2]]
+        return [tensor for norm, _ in self._moving() for tensor in _buffers(norm)[:2]]
+
+    def _flat_momenta(self) -> Tensor:
+        return torch.cat(
+            [torch.full_like(one, b) for norm, b in self._moving() for one in _buffers(norm)[:2]]
+        )
 
     @torch.no_grad()
     def _move_once(self) -> None:
@@ -125,6 +133,8 @@ class StepStatistics:
         and of each of them.
         """
         before, *each = [*self._seen, torch.cat(self._running())]
+        if len(before) != len(self._momenta):  # norms were frozen or released
+            self._momenta = self._flat_momenta()
         self._put(before.lerp(torch.stack(each).mean(0), self._momenta))
         self._seen = []
 
@@ -141,7 +151,7 @@ class StepStatistics:
             ranks.sum(flat)
             self._put(flat)
             torch._foreach_add_(
-                [_buffers(norm)[2] for norm, _ in self.norms], num_micro_batches - num_own
+                [_buffers(norm)[2] for norm, _ in self._moving()], num_micro_batches - num_own
             )
 
     def _add_up(self, ranks: Ranks, num_own: int) -> None:
