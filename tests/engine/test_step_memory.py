@@ -1,6 +1,7 @@
 """The memory of a step, worked out, against closed forms and against what is used."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 
@@ -133,8 +134,15 @@ print((int(peak.split()[1]) / 2**10 - before) / ((found.total - found.weights) /
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_cpu_takes_what_was_worked_out():
-    """Two steps take from 0.9 to 1.4 times as much: oneDNN keeps some for itself."""
+    """Two steps take from 0.9 to 1.2 times as much: oneDNN keeps some for itself."""
     done = subprocess.run(
-        [sys.executable, "-c", _USED], capture_output=True, text=True, timeout=300, check=True
+        [sys.executable, "-c", _USED],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+        # glibc raises this threshold by itself, after which freed activations stay with the
+        # process or not by the order in which threads free them (1.14 to 1.45 was seen)
+        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"},
     )
-    assert 0.9 < float(done.stdout) < 1.4
+    assert 0.9 < float(done.stdout) < 1.2
