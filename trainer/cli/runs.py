@@ -55,6 +55,9 @@ def train(
     profile: options.Profile = 0,
     inject: options.Inject = "",
     keep_every: options.KeepEvery = 0,
+    stop_if: options.StopIf = "",
+    expect: options.Expect = "",
+    debug: options.Debug = "",
 ) -> None:
     """Train a model by a recipe and store the run's row. Rerun the same command to resume a run
     that was stopped.
@@ -76,6 +79,9 @@ def train(
                 "results": results,
                 "checkpoint_s": checkpoint_s,
                 "keep_every": keep_every,
+                "stop_if": stop_if,
+                "expect": expect,
+                "debug": debug,
                 "micro_batch": micro_batch,
                 "activation_checkpointing": bool(activation_checkpointing),
                 "compile": bool(compile),
