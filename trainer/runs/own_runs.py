@@ -32,6 +32,7 @@ class OwnRun:
     recipe: with its version. state: running, stopped (the same command resumes it), finished,
     diverged, or damaged: files that cannot be read. epochs_done: of `epochs`, with fractions.
     top1_pct: the row's, else the last evaluation's. folder: None where only the row is here.
+    steps_left: optimizer steps still to come.
     """
 
     run: str
@@ -45,30 +46,42 @@ class OwnRun:
     top1_pct: float | None = None
     folder: str | None = None
     changed_utc: str | None = None
+    steps_left: int | None = None
 
 
 def own_runs(runs: Path, results: Path) -> list[OwnRun]:
     """Every run folder in `runs`, and every row in `results` that has none and did not come with
     the project; the last changed is last.
     """
-    folders = [path.parent for path in runs.glob("*/plan.json")]
-    rows = {path.stem: path for path in rows_folder(results).glob("*.json")}
+    found = own_folders(runs, results)
+    here = {one.run for one in found}
     shipped = tracked_names(rows_folder(results))
-    found = [_of_folder(folder, rows.get(folder.name)) for folder in folders]
-    here = {folder.name for folder in folders}
     found += [
         _of_row(path, None)
-        for run, path in rows.items()
-        if run not in here and path.name not in shipped
+        for path in rows_folder(results).glob("*.json")
+        if path.stem not in here and path.name not in shipped
     ]
-    return sorted(found, key=lambda one: (one.changed_utc or "", one.run))
+    return sorted(found, key=_by_change)
 
 
-def _of_folder(folder: Path, stored: Path | None) -> OwnRun:
+def own_folders(runs: Path, results: Path) -> list[OwnRun]:
+    """Every run folder in `runs`; the last changed is last."""
+    folders = [path.parent for path in runs.glob("*/plan.json")]
+    rows = rows_folder(results)
+    return sorted(
+        (_of_folder(folder, rows / f"{folder.name}.json") for folder in folders), key=_by_change
+    )
+
+
+def _by_change(one: OwnRun) -> tuple[str, str]:
+    return one.changed_utc or "", one.run
+
+
+def _of_folder(folder: Path, stored: Path) -> OwnRun:
     """Of a run folder; stored: its row in the store, which a folder may lack."""
     is_running = owner_of(folder) is not None
     own = folder / "row.json"
-    path = own if own.is_file() else stored
+    path = next((path for path in (own, stored) if path.is_file()), None)
     return _of_row(path, folder) if path and not is_running else _unfinished(folder, is_running)
 
 
@@ -101,31 +114,38 @@ def _unfinished(folder: Path, is_running: bool) -> OwnRun:
     except (OSError, ValueError, KeyError, TypeError, ArithmeticError):
         return OwnRun(folder.name, RUNNING if is_running else DAMAGED, folder=_text(folder))
     lines = last_lines(folder / "metrics.jsonl")
+    step = last_number(lines, "step") or 0
+    values = recipe_values(folder / "recipe.yaml")
     return OwnRun(
         folder.name,
         RUNNING if is_running else STOPPED,
-        _recipe(folder / "recipe.yaml"),
+        f"{values['name']}.v{values['version']}" if values else None,
         model=model,
         data=data,
         seed=seed,
-        epochs_done=round((_last(lines, "step") or 0) / steps[1], 2),
+        epochs_done=round(step / steps[1], 2),
         epochs=epochs,
-        top1_pct=_last(lines, "top1_pct"),
+        top1_pct=last_number(lines, "top1_pct"),
         folder=_text(folder),
         changed_utc=_changed(folder),
+        steps_left=max(0, steps[0] - int(step)),
     )
 
 
-def _recipe(path: Path) -> str | None:
-    """Read as plain YAML: to check every value would import torch, which takes seconds."""
+def recipe_values(path: Path) -> dict[str, Any] | None:
+    """What a recipe file with a name and a version says, as plain YAML: to check every value would
+    import torch, which takes seconds. None for any other file.
+    """
     try:
         recipe = yaml.load(read_regular(path, _LARGEST_RECIPE_BYTES), Loader=SafeLoader)
-        return f"{recipe['name']}.v{recipe['version']}"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return None
+    is_recipe = isinstance(recipe, dict) and {"name", "version"} <= set(recipe)
+    return recipe if is_recipe else None
 
 
-def _last(lines: list[dict[str, Any]], name: str) -> float | None:
+def last_number(lines: list[dict[str, Any]], name: str) -> float | None:
+    """The last number under a name in some lines; None where there is none."""
     numbers = [line[name] for line in lines if isinstance(line.get(name), (int, float))]
     return numbers[-1] if numbers else None
 
