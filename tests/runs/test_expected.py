@@ -6,7 +6,9 @@ import math
 
 import numpy as np
 import pytest
+import safetensors.torch
 import scipy.stats
+import torch
 from rich.console import Console
 
 from support.plans import small_set
@@ -19,6 +21,7 @@ from trainer.base.signals import StopRequest
 from trainer.base.stats import sigma_off
 from trainer.data.dataset import open_data
 from trainer.recipe import tree
+from trainer.runs.best_weights import BEST_FILE, best_epoch, keep_if_best
 from trainer.runs.expected import (
     MOST_SIGMA,
     ExpectedCurve,
@@ -279,3 +282,32 @@ def test_stop_if_without_rows_is_refused_before_training(tmp_path):
     assert not list((tmp_path / "runs").glob("*/metrics.jsonl"))
     with pytest.raises(UserError, match="did you mean off_track"):
         make_settings("cpu", stop_if="offtrack")
+
+
+# ---- keep=best
+
+
+def test_the_best_epochs_weights_are_kept_beside_the_result(tmp_path):
+    _, alone, _ = go(tmp_path / "alone")
+    code, row, printed = go(tmp_path, keep="best")
+    assert code == EXIT_DONE and row.weights_sha256 == alone.weights_sha256
+    assert row.top1_pct == alone.top1_pct and alone.best_epoch is None
+    counts = row.num_top1_by_epoch
+    assert row.best_epoch == 1 + counts.index(max(counts)) and "no result" in printed
+    kept = safetensors.torch.load_file(tmp_path / "runs" / row.run / BEST_FILE)
+    last = safetensors.torch.load_file(tmp_path / "runs" / row.run / "model.safetensors")
+    is_last = all(torch.equal(kept[name], last[name]) for name in last)
+    assert set(kept) == set(last) and is_last == (row.best_epoch == row.epochs)
+
+
+def test_only_better_epochs_are_kept_and_those_of_another_curve_are_not_named(tmp_path):
+    model = torch.nn.Linear(1, 1)
+    for counts, best in (((5,), 1), ((5, 5), 1), ((5, 5, 7), 3), ((5, 5, 7, 6), 3)):
+        curve = dict(enumerate(counts, start=1))
+        keep_if_best(tmp_path, model, curve)
+        assert best_epoch(tmp_path, curve) == best
+    assert best_epoch(tmp_path, {1: 5, 2: 5, 3: 4}) is None
+    (tmp_path / BEST_FILE).write_bytes(b"no weights")
+    assert best_epoch(tmp_path, {1: 5}) is None
+    (tmp_path / BEST_FILE).unlink()
+    assert best_epoch(tmp_path, {1: 5}) is None

@@ -18,6 +18,7 @@ LOADERS = ("auto", "torch", "pil", "ffcv")
 MICRO_BATCHES = ("recipe", "auto")
 STOP_REASONS = ("off_track",)
 DEBUG_KINDS = ("nan",)
+KEPT_WEIGHTS = ("best",)
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class Settings:
     whose checkpoints stay, 0 for none but the last two. loader: "torch", "pil" for the same with
     every JPEG file decoded whole by PIL, or "ffcv". stop_if: "off_track" to end a run that is off
     the track of earlier ones. expect: which those are, "" for those of the same recipe. debug:
-    "nan" to have the source of numbers that are not finite named.
+    "nan" to have the source of numbers that are not finite named. keep: "best" to keep the weights
+    of the best epoch beside the last.
     """
 
     device: str
@@ -61,6 +63,7 @@ class Settings:
     stop_if: str = ""
     expect: str = ""
     debug: str = ""
+    keep: str = ""
 
     @property
     def is_bitwise(self) -> bool:
@@ -89,6 +92,7 @@ def make_settings(
     stop_if: str = "",
     expect: str = "",
     debug: str = "",
+    keep: str = "",
 ) -> Settings:
     """Resolve what was asked against this machine.
 
@@ -108,6 +112,7 @@ def make_settings(
     check_loader(loader)
     _check_word("stop_if", stop_if, STOP_REASONS)
     _check_word("debug", debug, DEBUG_KINDS)
+    _check_word("keep", keep, KEPT_WEIGHTS)
     if debug and (compile or cuda_graphs):
         raise UserError(
             "debug=nan: looks at every layer, which compile=1 and cuda_graphs=1 join into one; use"
@@ -148,6 +153,7 @@ def make_settings(
         stop_if=stop_if,
         expect=expect,
         debug=debug,
+        keep=keep,
     )
 
 

@@ -211,6 +211,13 @@ Debug = Annotated[
         "spikes; slower, same result."
     ),
 ]
+Keep = Annotated[
+    str,
+    typer.Option(
+        help="best: keep the weights of the epoch with the best score too (best.safetensors); the "
+        "result stays the last epoch's."
+    ),
+]
 BadImages = Annotated[
     str,
     typer.Option(

@@ -58,6 +58,7 @@ def train(
     stop_if: options.StopIf = "",
     expect: options.Expect = "",
     debug: options.Debug = "",
+    keep: options.Keep = "",
 ) -> None:
     """Train a model by a recipe and store the run's row. Rerun the same command to resume a run
     that was stopped.
@@ -82,6 +83,7 @@ def train(
                 "stop_if": stop_if,
                 "expect": expect,
                 "debug": debug,
+                "keep": keep,
                 "micro_batch": micro_batch,
                 "activation_checkpointing": bool(activation_checkpointing),
                 "compile": bool(compile),

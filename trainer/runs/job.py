@@ -48,6 +48,7 @@ from trainer.recipe.profiles import Profile
 from trainer.recipe.schema import Recipe, apply_overrides, digest_of, load_recipe, open_recipe
 from trainer.recipe.shipped import find_recipe, recipe_paths
 from trainer.recipe.tree import shown
+from trainer.runs.best_weights import best_epoch
 from trainer.runs.expected import ExpectedCurve, expected_curve, whole_curve
 from trainer.runs.export import export_model
 from trainer.runs.finalize import end_run, rescued, write_curves
@@ -347,6 +348,7 @@ def _write_end(folder: Path, job: Job, plan: Plan, settings: Settings, data, out
     more = {
         "ablation": job.ablation,
         "cell": job.cell,
+        "best_epoch": best_epoch(outcome.run.folder, outcome.run.curve) if settings.keep else None,
         "curves_incomplete": outcome.run.curves_incomplete,
         **pace_of(outcome.run.folder / "speed.jsonl", plan),
     }

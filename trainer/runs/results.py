@@ -100,7 +100,8 @@ class Row(StrictModel):
     curves_incomplete: lines of metrics.jsonl were lost on the disk while the run was stopped.
     injected: faults on purpose (inject=) that touched its result or its speed; with the first it
     stays out of the store. num_top1_by_epoch: images right at the end of every epoch, of the
-    scored weights; empty in older rows, and where one is not known. stop_if: what would have ended
+    scored weights; empty in older rows, and where one is not known. best_epoch: whose weights are
+    kept beside the last ones (keep=best); chosen on val, so that epoch's score is no result. stop_if: what would have ended
     the run early (off_track), so that its score is of a run that was not. weights_sha256: of the
     scored weights, see `weights_digest`.
     """
@@ -130,6 +131,7 @@ class Row(StrictModel):
     other_top1_pct: Percent | None
     majority_pct: Percent | None = None
     num_top1_by_epoch: tuple[Count, ...] = ()
+    best_epoch: Count | None = None
     num_val_images: Annotated[Count, Field(ge=1)]
     num_replaced_images: Count
     epochs: Count

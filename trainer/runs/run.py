@@ -28,6 +28,7 @@ from trainer.engine.state import Progress, TrainingState, algorithms_kept
 from trainer.engine.train import Status, train
 from trainer.recipe.plan import Plan
 from trainer.runs.append_only_log import whole_lines
+from trainer.runs.best_weights import BEST_FILE, keep_if_best
 from trainer.runs.checkpoint import load_checkpoint
 from trainer.runs.checkpoint_writer import Saver
 from trainer.runs.expected import ExpectedCurve, OffTrack, curve_in
@@ -213,11 +214,20 @@ class TrainingRun(NullRun):
     def evaluated(self) -> None:
         """Compare the score with earlier runs'. Raises OffTrack where stop_if= ends the run."""
         is_off = self.ranks.is_first and self._is_off_track()
+        if self.ranks.is_first and self.settings.keep == "best":
+            self._keep_best()
         if not self.settings.stop_if:
             return
         self.is_off_track = self.ranks.any(is_off)
         if self.is_off_track and self.progress.step < self.state.plan.num_steps:
             raise OffTrack("stop_if=off_track")
+
+    def _keep_best(self) -> None:
+        try:
+            self.guard.check()
+            keep_if_best(self.folder, self.state.weights()[self.state.scored], self.curve)
+        except OSError as error:
+            self.say(f"{self.folder / BEST_FILE}: not written ({why(error)})")
 
     def _is_off_track(self) -> bool:
         epoch = self.progress.step // self.state.plan.steps_per_epoch
