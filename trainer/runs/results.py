@@ -101,9 +101,9 @@ class Row(StrictModel):
     injected: faults on purpose (inject=) that touched its result or its speed; with the first it
     stays out of the store. num_top1_by_epoch: images right at the end of every epoch, of the
     scored weights; empty in older rows, and where one is not known. best_epoch: whose weights are
-    kept beside the last ones (keep=best); chosen on val, so that epoch's score is no result. stop_if: what would have ended
-    the run early (off_track), so that its score is of a run that was not. weights_sha256: of the
-    scored weights, see `weights_digest`.
+    kept beside the last ones (keep=best); chosen on val, so that epoch's score is no result.
+    stop_if: what would have ended the run early (off_track), so that its score is of a run that was
+    not. weights_sha256: of the scored weights, see `weights_digest`.
     """
 
     run: Name

@@ -406,7 +406,7 @@ def row(out: Console, row: Row, settings: Settings, plan: Plan) -> None:
         + ("" if row.majority_pct is None else f"  (majority class {row.majority_pct:.1f} %)"),
         style="bold",
     )
-    if row.best_epoch is not None:
+    if row.best_epoch is not None and row.num_top1_by_epoch:
         best_pct = 100 * row.num_top1_by_epoch[row.best_epoch - 1] / row.num_val_images
         out.print(
             f"best   epoch {row.best_epoch} had {best_pct:.2f} %, chosen on val and so no result:"
