@@ -23,15 +23,18 @@ from trainer.runs.job import Job, plan_of
 from trainer.runs.results import Row, read_row
 
 ROOT = Path(__file__).parents[2]
-RECIPE, MODEL, DATA = "torchvision-v1", "resnet18", "digits"
+RECIPE, MODEL, DATA = "A3", "test_resnet", "digits"
 EARLIER, HEALTHY, WILD = range(5), range(5, 8), range(8, 9)  # seeds
-OVERRIDES, WILD_OVERRIDES = "epochs=5", "epochs=5 lr.peak=1.0"
+OVERRIDES = (
+    "epochs=4 lr.warmup_epochs=null lr.warmup_from=null"  # else epoch 1 is at a rate of 1e-6
+)
+WILD_OVERRIDES = f"{OVERRIDES} lr.peak=0.08"  # the recipe has 0.008
 
 
 def run_of(seed: int, overrides: str) -> str:
     """The name of a run of the study."""
     plan = plan_of(Job(RECIPE, MODEL, DATA, seed=seed, overrides=overrides))
-    return plan.run_name(open_data(plan.profile).fingerprint)
+    return plan.run_name(open_data(plan.profile, None).fingerprint)
 
 
 def row_of(seed: int, overrides: str, results: Path) -> Row:

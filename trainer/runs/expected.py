@@ -201,7 +201,7 @@ def curve_in(lines: Iterable[bytes], scored: str) -> dict[int, int]:
     """
     curve: dict[int, int] = {}
     for line in lines:
-        with contextlib.suppress(ValueError, KeyError, TypeError):
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
             record = json_of(line)
             if record.get("weights") == scored:
                 curve[int(record["epoch"])] = int(record["num_top1"])
