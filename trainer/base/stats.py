@@ -245,6 +245,11 @@ def next_value_range(values: Sequence[float]) -> tuple[float, float] | None:
     return mean - margin, mean + margin
 
 
+def sigma_of(share: float) -> float:
+    """The sigma of a normal distribution beyond which lies a share of it, on one side."""
+    return -float(special.ndtri(share))
+
+
 def sigma_off(score_pct: float, scores_pct: Sequence[float], num_images: int) -> float:
     """How far one more accuracy lies from n earlier ones on num_images, by its chance under them:
     as sigmas of a normal distribution, negative below.
@@ -263,7 +268,7 @@ def sigma_off(score_pct: float, scores_pct: Sequence[float], num_images: int) ->
     smoothed_pct = (mean * num_images + 100) / (num_images + 2)
     sigma = abs(off) / (binomial_error_pct(smoothed_pct, num_images) * scale)
     if std:
-        by_seeds = -float(special.ndtri(special.stdtr(n - 1, -abs(off) / (std * scale))))
+        by_seeds = sigma_of(float(special.stdtr(n - 1, -abs(off) / (std * scale))))
         sigma = min(sigma, by_seeds)
     return math.copysign(sigma, off)
 

@@ -1,7 +1,8 @@
 """Is a run on the track of the earlier ones? Its score at every evaluation beside theirs.
 
 Rows keep their scores by epoch (`Row.num_top1_by_epoch`). An evaluation is outside where one more
-seed would be so low in one of a hundred; a run is off track after two such evaluations in a row.
+seed would be so low in one of a hundred, or more rarely in a long run; a run is off track after two
+such evaluations in a row.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from trainer.base.errors import UserError
 from trainer.base.json_text import json_of
 from trainer.base.plural import counted
 from trainer.base.signals import Stopped
-from trainer.base.stats import sigma_off, std_of
+from trainer.base.stats import sigma_of, sigma_off, std_of
 from trainer.recipe.identity import is_repetition
 from trainer.recipe.plan import Plan
 from trainer.recipe.schema import digest_of
 from trainer.runs.results import Row, RowError, read_row, read_row_file, rows_folder
 
-MOST_SIGMA = 2.326  # below it lies 1 % of a normal distribution
+MOST_OUTSIDE = 0.01  # of the evaluations of healthy runs, on one side
+MOST_OUTSIDE_IN_A_RUN = 0.1  # evaluations: of long runs so many times fewer
 NUM_IN_A_ROW = 2
 FEWEST_SEEDS = 2
 
@@ -67,6 +69,15 @@ class Verdict:
         )
 
 
+def most_sigma(num_epochs: int) -> float:
+    """How far an evaluation of a run of so many epochs may lie from earlier ones.
+
+    As noise lasts from one evaluation to the next, two in a row are hardly rarer than one: a level
+    that did not shrink would call a third of healthy runs of 300 epochs off track.
+    """
+    return sigma_of(min(MOST_OUTSIDE, MOST_OUTSIDE_IN_A_RUN / num_epochs))
+
+
 class ExpectedCurve:
     """The curves of earlier runs, each of another seed.
 
@@ -76,6 +87,7 @@ class ExpectedCurve:
     def __init__(self, rows: Sequence[Row]) -> None:
         self._rows = sorted(rows, key=lambda row: row.seed)
         self.num_seeds = len(rows)
+        self.most_sigma = most_sigma(self._rows[0].epochs)
 
     def verdict(self, curve: Curve) -> Verdict:
         """What the last evaluation of a run says, given all so far."""
@@ -84,10 +96,10 @@ class ExpectedCurve:
         sigma = recent[0]
         assert sigma is not None
         state: State = "on track"
-        if sigma > MOST_SIGMA:
+        if sigma > self.most_sigma:
             state = "above"
-        elif sigma < -MOST_SIGMA:
-            is_off = all(one is not None and one < -MOST_SIGMA for one in recent)
+        elif sigma < -self.most_sigma:
+            is_off = all(one is not None and one < -self.most_sigma for one in recent)
             state = "off track" if is_off else "below"
         scores, num_images = self._scores(epoch), self._rows[0].num_val_images
         return Verdict(
