@@ -27,7 +27,7 @@ from trainer.runs.expected import (
     ExpectedCurve,
     curve_in,
     expected_curve,
-    most_sigma,
+    limits,
     whole_curve,
 )
 from trainer.runs.job import Job, plan_of, run_job
@@ -52,7 +52,7 @@ def test_equal_seeds_have_the_spread_of_the_images(score):
     """Without a floor, one image of 360 would be infinitely many sigma off."""
     off = 100 / 360 if score < 100 else -100 / 360
     sigma = sigma_off(score + off, [score] * 3, 360)
-    assert 0 < abs(sigma) < most_sigma(1) and math.copysign(1, sigma) == math.copysign(1, off)
+    assert 0 < abs(sigma) < limits(1)[0] and math.copysign(1, sigma) == math.copysign(1, off)
 
 
 def test_one_seed_has_no_spread():
@@ -79,7 +79,7 @@ def test_few_healthy_runs_are_called_off_track(num_seeds, correlation, num_epoch
     """What the README states: of the evaluations at most 1 % are outside, of the runs about 1 % are
     called off track at any of theirs, however long they are and their noise lasts.
     """
-    generator, num_runs = np.random.default_rng(0), 200
+    generator, num_runs = np.random.default_rng(0), 200 if num_epochs == 10 else 50
     num_outside = num_off = 0
     for _ in range(num_runs):
         counts = curves_of(generator, num_seeds + 1, num_epochs, correlation)
@@ -119,11 +119,11 @@ def states(counts, rows=None):
     return [one.state for one in verdicts(expected, counts)]
 
 
-def test_two_evaluations_in_a_row_below_are_off_track():
+def test_two_evaluations_in_a_row_below_or_one_far_below_are_off_track():
     assert states([501, 702, 799]) == ["on track"] * 3
-    assert states([300, 702, 799]) == ["below", "on track", "on track"]
-    assert states([501, 300, 300]) == ["on track", "below", "off track"]
-    assert states([300, 300, 799]) == ["below", "off track", "on track"]
+    assert states([456, 702, 799]) == ["below", "on track", "on track"]
+    assert states([501, 657, 760]) == ["on track", "below", "off track"]
+    assert states([300, 702, 799]) == ["off track", "on track", "on track"]
     assert states([900, 950, 799]) == ["above", "above", "on track"]
 
 
@@ -132,13 +132,13 @@ def test_a_verdict_names_the_numbers_and_a_run():
     verdict = ExpectedCurve(rows).verdict({1: 300})
     assert (verdict.epoch, verdict.top1_pct, verdict.num_seeds) == (1, 30.0, 3)
     assert (verdict.mean_pct, verdict.std_pct) == (pytest.approx(51.0), pytest.approx(1.0))
-    assert verdict.sigma < -most_sigma(3) and verdict.see == rows[0].run
+    assert verdict.sigma < -limits(3)[0] and verdict.see == rows[0].run
     assert "51.00 ± 1.00 (3 seeds)" in str(verdict)
 
 
 def test_an_evaluation_that_is_not_known_makes_no_pair():
     rows = [curve_row(seed, (500, 500, 500)) for seed in range(3)]
-    assert ExpectedCurve(rows).verdict({1: 300, 3: 300}).state == "below"
+    assert ExpectedCurve(rows).verdict({1: 456, 3: 456}).state == "below"
 
 
 def test_curves_are_read_from_lines_and_damaged_ones_are_skipped():

@@ -255,22 +255,22 @@ def sigma_off(score_pct: float, scores_pct: Sequence[float], num_images: int) ->
     as sigmas of a normal distribution, negative below.
 
     The chance is that of Student's t with n - 1 degrees of freedom, of the distance to their mean
-    by std * sqrt(1 + 1 / n). At least the images' binomial error takes the std's place, with one
-    more right and one more wrong, so that 0 and 100 % have one: a few seeds may be alike by
-    chance. So no more than the nominal share of equally distributed scores is outside, if their
-    true spread is the seeds' or smaller than the floor. Raises ValueError for n < 2.
+    by std * sqrt(1 + 1 / n). It is not below that of a normal distribution with the images'
+    binomial error, with one more right and one more wrong, so that 0 and 100 % have one; nor is the
+    std below that of two scores one image apart, as counts may be equal by rounding alone. So no
+    more scores than that chance are as far off, where all have one normal distribution. Raises
+    ValueError for n < 2.
     """
     n = len(scores_pct)
     if n < 2:
         raise ValueError("one earlier score has no spread")
-    mean, std, scale = statistics.fmean(scores_pct), std_of(scores_pct), math.sqrt(1 + 1 / n)
+    mean, scale = statistics.fmean(scores_pct), math.sqrt(1 + 1 / n)
+    std = max(statistics.stdev(scores_pct), 100 / num_images / math.sqrt(2))
     off = score_pct - mean
     smoothed_pct = (mean * num_images + 100) / (num_images + 2)
-    sigma = abs(off) / (binomial_error_pct(smoothed_pct, num_images) * scale)
-    if std:
-        by_seeds = sigma_of(float(special.stdtr(n - 1, -abs(off) / (std * scale))))
-        sigma = min(sigma, by_seeds)
-    return math.copysign(sigma, off)
+    by_images = abs(off) / (binomial_error_pct(smoothed_pct, num_images) * scale)
+    by_seeds = sigma_of(float(special.stdtr(n - 1, -abs(off) / (std * scale))))
+    return math.copysign(min(by_images, by_seeds), off)
 
 
 def front_of(

@@ -2,7 +2,7 @@
 
 Rows keep their scores by epoch (`Row.num_top1_by_epoch`). An evaluation is outside where one more
 seed would be so low in one of a hundred, or more rarely in a long run; a run is off track after two
-such evaluations in a row.
+such evaluations in a row, or one that is ten times as unlikely.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from trainer.runs.results import Row, RowError, read_row, read_row_file, rows_fo
 
 MOST_OUTSIDE = 0.01  # of the evaluations of healthy runs, on one side
 MOST_OUTSIDE_IN_A_RUN = 0.1  # evaluations: of long runs so many times fewer
-NUM_IN_A_ROW = 2
+FAR_OUTSIDE = 0.1  # of these so many
 FEWEST_SEEDS = 2
 
 State = Literal["on track", "above", "below", "off track"]
@@ -69,13 +69,14 @@ class Verdict:
         )
 
 
-def most_sigma(num_epochs: int) -> float:
-    """How far an evaluation of a run of so many epochs may lie from earlier ones.
+def limits(num_epochs: int) -> tuple[float, float]:
+    """Sigmas beyond which an evaluation of a run of so many epochs is outside, and far outside.
 
     As noise lasts from one evaluation to the next, two in a row are hardly rarer than one: a level
     that did not shrink would call a third of healthy runs of 300 epochs off track.
     """
-    return sigma_of(min(MOST_OUTSIDE, MOST_OUTSIDE_IN_A_RUN / num_epochs))
+    share = min(MOST_OUTSIDE, MOST_OUTSIDE_IN_A_RUN / num_epochs)
+    return sigma_of(share), sigma_of(FAR_OUTSIDE * share)
 
 
 class ExpectedCurve:
@@ -87,20 +88,19 @@ class ExpectedCurve:
     def __init__(self, rows: Sequence[Row]) -> None:
         self._rows = sorted(rows, key=lambda row: row.seed)
         self.num_seeds = len(rows)
-        self.most_sigma = most_sigma(self._rows[0].epochs)
+        self.most_sigma, self.far_sigma = limits(self._rows[0].epochs)
 
     def verdict(self, curve: Curve) -> Verdict:
         """What the last evaluation of a run says, given all so far."""
         epoch = max(curve)
-        recent = [self._sigma(curve, epoch - back) for back in range(NUM_IN_A_ROW)]
-        sigma = recent[0]
+        sigma, before = self._sigma(curve, epoch), self._sigma(curve, epoch - 1)
         assert sigma is not None
         state: State = "on track"
         if sigma > self.most_sigma:
             state = "above"
         elif sigma < -self.most_sigma:
-            is_off = all(one is not None and one < -self.most_sigma for one in recent)
-            state = "off track" if is_off else "below"
+            is_again = before is not None and before < -self.most_sigma
+            state = "off track" if is_again or sigma < -self.far_sigma else "below"
         scores, num_images = self._scores(epoch), self._rows[0].num_val_images
         return Verdict(
             epoch,
