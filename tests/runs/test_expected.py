@@ -241,7 +241,7 @@ def go(folder, seed=0, overrides=SMALL, **settings):
 
 
 def test_a_run_off_track_is_saved_and_resumes_to_the_same_bits(tmp_path):
-    """Beside rows that are far better: called at the second evaluation, exit 1, no row; without
+    """Beside rows that are far better: called at once, exit 1, no row; without
     stop_if it resumes, to the weights of a run that was never compared.
     """
     _, alone, printed = go(tmp_path / "alone")
@@ -267,7 +267,8 @@ def test_a_run_off_track_at_its_last_evaluation_has_a_row_and_exit_1(tmp_path):
     short = small_set("epochs=2 batch.images=96 batch.norm_images=48")
     _, alone, _ = go(tmp_path / "alone", overrides=short)
     for seed in (1, 2):
-        changes = {"seed": seed, "num_top1_by_epoch": (350, 351), "ablation": "a", "cell": "b"}
+        counts = (alone.num_top1_by_epoch[0] + seed, 350 + seed)
+        changes = {"seed": seed, "num_top1_by_epoch": counts, "ablation": "a", "cell": "b"}
         run = alone.run.replace("-s0-", f"-s{seed}-")
         store_row(tmp_path / "results", alone.model_copy(update=changes | {"run": run}))
     code, row, _ = go(tmp_path, overrides=short, stop_if="off_track", expect="a/b")
@@ -276,8 +277,8 @@ def test_a_run_off_track_at_its_last_evaluation_has_a_row_and_exit_1(tmp_path):
 
 def test_all_ranks_agree_to_stop(tmp_path):
     """Rank 0 alone has rows and scores to compare."""
-    found = on_ranks(off_track_run, 2, str(tmp_path), small_set("epochs=3"))
-    assert found == [{"end": ("stopped", True), "epoch": 2.0}] * 2
+    found = on_ranks(off_track_run, 2, str(tmp_path), small_set())
+    assert found == [{"end": ("stopped", True), "epoch": 1.0}] * 2
 
 
 def test_stop_if_without_rows_is_refused_before_training(tmp_path):
