@@ -1,5 +1,6 @@
 """A run beside earlier ones: which rows, what is said at each evaluation, and how often in error."""
 
+import importlib.util
 import io
 import json
 import math
@@ -11,6 +12,7 @@ import scipy.stats
 import torch
 from rich.console import Console
 
+from support.commands import ROOT
 from support.plans import small_set
 from support.ranked import off_track_run, on_ranks
 from support.rows import row_of
@@ -287,6 +289,25 @@ def test_stop_if_without_rows_is_refused_before_training(tmp_path):
     assert not list((tmp_path / "runs").glob("*/metrics.jsonl"))
     with pytest.raises(UserError, match="did you mean off_track"):
         make_settings("cpu", stop_if="offtrack")
+
+
+def test_the_committed_study_says_what_its_page_says():
+    """Ten times the learning rate is off track by the second evaluation, healthy seeds never."""
+    path = ROOT / "tests" / "benchmarks" / "study_expected_curve.py"
+    spec = importlib.util.spec_from_file_location("study_expected_curve", path)
+    study = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(study)
+    text = (ROOT / "results" / "expected-curve.md").read_text()
+    assert study.page(ROOT / "results") == text
+    for overrides, seeds in ((study.OVERRIDES, study.HEALTHY), (study.WILD_OVERRIDES, study.WILD)):
+        for seed in seeds:
+            row = study.row_of(seed, overrides, ROOT / "results")
+            before = [
+                study.row_of(n, study.OVERRIDES, ROOT / "results")
+                for n in range(min(seed, study.WILD[0]))
+            ]
+            found = [one.state for one in verdicts(ExpectedCurve(before), row.num_top1_by_epoch)]
+            assert ("off track" in found[:2]) == (seeds is study.WILD), (row.run, found)
 
 
 # ---- keep=best
