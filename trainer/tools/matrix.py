@@ -26,10 +26,12 @@ from trainer.runs.job import Job, resolve
 
 MODELS = (
     "resnet18", "resnet50", "resnet50d", "resnext50_32x4d", "resnet101", "convnext_atto",
-    "convnext_tiny",
+    "convnext_tiny", "mobilenetv2_100", "efficientnet_b0", "ghostnet_100", "vgg11_bn",
+    "deit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "pvt_v2_b0", "levit_128s",
+    "tnt_s_legacy_patch16_224",
 )  # fmt: skip
 
-# Small enough for seven models per recipe; two micro-batches, so that their gradients and BatchNorm
+# Small enough for these models per recipe; two micro-batches, so that their gradients and BatchNorm
 # statistics are accumulated.
 _ADAPTED = Adapt(train_px=64, test_px=64, batch_images=4, norm_images=2)
 NOISE = Profile(
