@@ -21,7 +21,7 @@ from trainer.engine.train import optimizer_step
 from trainer.models.build import num_parameters
 from trainer.recipe.plan import Plan, make_plan
 from trainer.recipe.profiles import IMAGENET_MEAN, IMAGENET_STD, PROFILES, Adapt, Profile
-from trainer.recipe.shipped import find_recipe, recipe_paths
+from trainer.recipe.shipped import find_recipe, newest_recipe_paths
 from trainer.runs.job import Job, resolve
 
 MODELS = (
@@ -58,12 +58,13 @@ class MatrixCell:
 
 
 def chosen_recipes(names: str) -> list[str]:
-    """The recipes that a text such as `A1 A2.v1` names, with their versions; all for an empty one.
+    """The recipes that a text such as `A1 A2.v1` names, with their versions; for an empty one
+    the newest of all.
 
     Raises RecipeError for an unknown name.
     """
     if not names:
-        return [path.stem for path in recipe_paths()]
+        return [path.stem for path in newest_recipe_paths()]
     return [find_recipe(name).stem for name in names.replace(",", " ").split()]
 
 
