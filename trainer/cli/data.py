@@ -44,7 +44,13 @@ def check_data(
 @app.command()
 @user_errors
 def split(
-    data: Annotated[str, typer.Option(help="A folder of class folders: <data>/<class>/…")] = "",
+    data: Annotated[
+        str,
+        typer.Option(
+            help="A folder of class folders: <data>/<class>/…; or a .csv, .tsv or .parquet with"
+            " columns path, label and perhaps split."
+        ),
+    ] = "",
     out: Annotated[
         Path | None, typer.Option(help="Folder to make; default: <data>-split, beside it.")
     ] = None,
@@ -52,8 +58,9 @@ def split(
         float, typer.Option(help="Of each class's images that are for validation, in (0, 1).")
     ] = 0.2,
 ) -> None:
-    """Make train/ and val/, of links, of a folder of class folders. An image's split depends on the
-    names in its class alone, so the same images are split in the same way everywhere.
+    """Make train/ and val/, of links, of a folder of class folders, or of a table of paths and
+    labels. An image's split is the table's, or depends on the names in its class alone, so that the
+    same images are split in the same way everywhere.
     """
     from trainer.cli.split_data import split_data  # numpy: only once options are parsed
 
