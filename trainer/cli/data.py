@@ -34,11 +34,15 @@ def check_data(
         Path | None,
         typer.Option(help="Write a data profile of these images to this .yaml, for data=."),
     ] = None,
+    page: Annotated[
+        Path | None,
+        typer.Option(help="Folder for a page: images of each class, counts, what was found."),
+    ] = None,
 ) -> None:
     """Decode every image; list unreadable and unusual ones; of files of your own, measure and show
     a data profile. Exit 1 where training would fail.
     """
-    raise typer.Exit(0 if _commands().check_data(data, data_dir, workers, profile) else 1)
+    raise typer.Exit(0 if _commands().check_data(data, data_dir, workers, profile, page) else 1)
 
 
 @app.command()
