@@ -268,6 +268,12 @@ def test_test_stands_for_val_only_where_there_is_no_other(make_folder):
     assert data.split == "val" and data.val.num_images == 3
 
 
+def test_a_test_archive_beside_an_image_folder_is_none_of_its_splits(make_folder):
+    root = make_folder(**TWO_CLASSES)
+    (root / "test.tar").write_bytes(b"x")
+    assert open_files(root, "val").num_images == 2
+
+
 COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"  # NFC, as Linux has it; NFD, as macOS had it
 
 

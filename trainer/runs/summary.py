@@ -170,7 +170,9 @@ def ignored_lines(out: Console, ignored: Mapping[str, int]) -> None:
 def stand_in_line(out: Console, split: str) -> None:
     """Which split the scores are of, where none is called val. split: its name, or empty."""
     if split in STAND_INS:
-        line = f"validation is {split}/: there is no val/; what is chosen by its score is tuned to it"
+        line = (
+            f"validation is {split}/: there is no val/; what is chosen by its score is tuned to it"
+        )
         out.print(f"note: {line}", style="yellow", markup=False)
 
 

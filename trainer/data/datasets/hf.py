@@ -29,7 +29,11 @@ def files(root: Path, split: str) -> list[Path]:
     if not (root / "dataset_dict.json").is_file():
         return []
     folder = next(
-        (root / name for name in folder_names(split) if (root / name / _METADATA_FILES[0]).is_file()),
+        (
+            root / name
+            for name in folder_names(split)
+            if (root / name / _METADATA_FILES[0]).is_file()
+        ),
         None,
     )
     return (

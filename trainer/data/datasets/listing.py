@@ -116,7 +116,7 @@ def files_of(root: Path, split: str, suffix: str) -> list[Path]:
             if _SPLITS.get(name) == split:
                 found.setdefault(folder / f"{name}…{suffix}", []).append(path)
     places = [place for place, paths in found.items() if paths]
-    if not places and split == "val":
+    if not places and split == "val" and files_of(root, "train", suffix):
         found = _of_stand_in(root, suffix)
         places = list(found)
     if len(places) > 1:

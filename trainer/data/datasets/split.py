@@ -100,7 +100,9 @@ def split_table(table: Path, out: Path, val_share: float) -> dict[str, int]:
         names = _names_of(members)
         if not is_split:
             paths = sorted(os.fsencode(f"{label}/{name}") for name in names)
-            splits = {os.fsdecode(name): split for split, name in _by_share(paths, val_share, table)}
+            splits = {
+                os.fsdecode(name): split for split, name in _by_share(paths, val_share, table)
+            }
         for name, row in zip(names, members, strict=True):
             split = splits[f"{label}/{name}"] if not is_split else row.split
             split = "val" if split in val_words else split
@@ -122,9 +124,7 @@ def _val_words(splits: set[str]) -> tuple[str, ...]:
     return tuple(word for word in _VAL_WORDS[:-1] if word in splits) or _VAL_WORDS[-1:]
 
 
-def _by_share(
-    paths: list[bytes], val_share: float, where: Path
-) -> Iterator[tuple[str, bytes]]:
+def _by_share(paths: list[bytes], val_share: float, where: Path) -> Iterator[tuple[str, bytes]]:
     """The split of each image of one class, by its name. Raises DataError for a single one."""
     if len(paths) < 2:
         raise DataError(
@@ -247,6 +247,8 @@ def _names_of(rows: list[TableRow]) -> list[str]:
     """The names of a class's images: of their files, or of their whole paths where those meet."""
     counts = Counter(row.path.name for row in rows)
     return [
-        row.path.name if counts[row.path.name] == 1 else "__".join(Path(row.given).parts).strip("/_")
+        row.path.name
+        if counts[row.path.name] == 1
+        else "__".join(Path(row.given).parts).strip("/_")
         for row in rows
     ]
