@@ -4,7 +4,6 @@ import copy
 import re
 
 import numpy as np
-
 import pytest
 import timm
 import torch

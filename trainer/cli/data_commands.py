@@ -122,7 +122,7 @@ def _show_profile(
 
 
 def _show_class_weights(out: Console, counts: list[int]) -> None:
-    """How uneven classes may be weighted; nothing where they are even, or too many to be written."""
+    """How uneven classes may be weighted; nothing where they are even, or too many to write."""
     if max(counts) < _UNEVEN * min(counts) or len(counts) > _MOST_WEIGHTS:
         return
     out.print(Text("uneven classes; weights that a loss may give them (ce and bce):"))

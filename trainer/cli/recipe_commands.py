@@ -18,6 +18,7 @@ from trainer.data.profile import (
     find_profile,
     folder_majority_pct,
     ignored_files,
+    val_stand_in,
 )
 from trainer.distributed.launch import asked_ranks
 from trainer.models.build import assemble

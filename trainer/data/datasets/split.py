@@ -205,13 +205,19 @@ def _read_table(table: Path) -> list[TableRow]:
     return list(rows.values())
 
 
+def _numbered(reader) -> Iterator[tuple[list[str], int]]:
+    """Each row and the line that it ends in: a quoted cell may hold line breaks."""
+    for line in reader:
+        yield line, reader.line_num
+
+
 def _csv_columns(table: Path) -> tuple[dict[str, list], list[int]]:
     """The columns by name, and the line of each row."""
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, delimiter="\t" if table.suffix == ".tsv" else ",")
             head = [name.strip().lower() for name in next(reader, [])]
-            lines = {reader.line_num: line for line in reader if line}
+            lines = {number: line for line, number in _numbered(reader) if line}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{table}: cannot be read ({error})", "use a .csv in UTF-8") from None
     for number, line in lines.items():
