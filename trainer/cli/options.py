@@ -220,7 +220,7 @@ def with_weights(overrides: str, weights: str, runs: Path = Path("runs")) -> str
         sha256 = read_weights(weights_path(given)).sha256
     except WeightsError as error:
         raise error.raised_as(WeightsError, place="weights") from None
-    start = as_text({"model.pretrained": {"file": given, "sha256": sha256}})
+    start = as_text({"model.pretrained.file": given, "model.pretrained.sha256": sha256})
     return f"{start} {overrides}".rstrip()
 
 

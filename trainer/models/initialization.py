@@ -271,6 +271,12 @@ def load_pretrained(model: nn.Module, pretrained: Pretrained, num_classes: int) 
 
 def _pretrained_file(pretrained: Pretrained) -> WeightsFile:
     """The file of a recipe, if it is the one. Raises WeightsError."""
+    if pretrained.file is None:
+        raise WeightsError(
+            "model.pretrained: this recipe starts from weights, and none are given",
+            "use weights=timm:<model>.<tag>, weights=<a .safetensors or .pth file> or"
+            " weights=<a run's name>",
+        )
     try:
         weights = read_weights(weights_path(pretrained.file))
     except WeightsError as error:

@@ -33,6 +33,7 @@ from trainer.data.profile import find_profile, majority_pct
 from trainer.distributed.communicator import Ranks, alone
 from trainer.engine.micro_batches import norm_images_used
 from trainer.models.build import gmacs, num_parameters
+from trainer.models.weights import weights_path
 from trainer.recipe import tree
 from trainer.recipe.adapt import adaptation
 from trainer.recipe.load import Positions
@@ -46,7 +47,15 @@ from trainer.runs.export import export_model
 from trainer.runs.finalize import end_run, rescued, write_curves
 from trainer.runs.guard import Guard
 from trainer.runs.pace import pace_of
-from trainer.runs.results import Row, RowDeviation, read_row, row_path, store_row, touches_result
+from trainer.runs.results import (
+    Row,
+    RowDeviation,
+    read_row,
+    read_row_file,
+    row_path,
+    store_row,
+    touches_result,
+)
 from trainer.runs.run import train_in_folder
 from trainer.runs.run_folder import own_folder
 
@@ -279,6 +288,7 @@ def _run_to_row(
         _check_same_images(folder, data.content_sha256)
         with must_write(folder):
             write_plan(folder, job, plan, data.content_sha256)
+    parent = parent_of(plan)  # now: by the end its folder may be gone
     guard = Guard(lock, faults(plan, folder, ranks) if faults else None)
     outcome = train_in_folder(plan, settings, data, folder, console, stop, ranks, guard)
     if outcome.status == "stopped":
@@ -296,7 +306,7 @@ def _run_to_row(
         return (EXIT_DONE if outcome.status == "finished" else EXIT_DIVERGED), None
     row, missing = end_run(
         outcome,
-        lambda to: _write_end(to, job, plan, settings, data, outcome),
+        lambda to: _write_end(to, job, plan, settings, data, outcome, parent),
         lambda row: _store(settings.results, row, folder, console),
         row_path(settings.results, name),
         lambda: stop.is_requested,
@@ -309,7 +319,29 @@ def _run_to_row(
     return (EXIT_DONE if row.status == "finished" else EXIT_DIVERGED), row
 
 
-def _write_end(folder: Path, job: Job, plan: Plan, settings: Settings, data, outcome) -> Row:
+def parent_of(plan: Plan) -> dict[str, str | None]:
+    """The run whose weights a plan starts from, as its row names it; empty where they are no
+    run's.
+    """
+    pretrained = plan.recipe.model and plan.recipe.model.pretrained
+    if not pretrained or pretrained.file is None:
+        return {}
+    try:
+        row = read_row_file(weights_path(pretrained.file).parent / "row.json")
+    except UserError:  # no run's folder, or none any more
+        return {}
+    return {"parent": row.run, "parent_sha256": row.weights_sha256}
+
+
+def _write_end(
+    folder: Path,
+    job: Job,
+    plan: Plan,
+    settings: Settings,
+    data,
+    outcome,
+    parent: Mapping[str, str | None],
+) -> Row:
     """Write all that a run ends with into its folder, or into one that takes its place. Raises
     OSError.
     """
@@ -324,6 +356,7 @@ def _write_end(folder: Path, job: Job, plan: Plan, settings: Settings, data, out
         "ablation": job.ablation,
         "cell": job.cell,
         "curves_incomplete": outcome.run.curves_incomplete,
+        **parent,
         **pace_of(outcome.run.folder / "speed.jsonl", plan),
     }
     row = row.model_copy(update=more)

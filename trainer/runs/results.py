@@ -99,7 +99,9 @@ class Row(StrictModel):
     run's own included: above 1 processes wait for a core. All three are None in older rows.
     curves_incomplete: lines of metrics.jsonl were lost on the disk while the run was stopped.
     injected: faults on purpose (inject=) that touched its result or its speed; with the first it
-    stays out of the store. weights_sha256: of the scored weights, see `weights_digest`.
+    stays out of the store. weights_sha256: of the scored weights, see `weights_digest`. parent: the
+    run whose weights it started from (weights=<run>), parent_sha256: their digest, as that run's
+    row has it.
     """
 
     run: Name
@@ -157,6 +159,8 @@ class Row(StrictModel):
     cuda_graphs: bool = False
     half_group_norm: bool = False
     weights_sha256: Text | None
+    parent: Name | None = None
+    parent_sha256: Text | None = None
     device: Text
     versions: dict[Text, Text]
     commit: Text | None

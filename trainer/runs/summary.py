@@ -25,6 +25,7 @@ from trainer.data.check import (
     rotated_note,
 )
 from trainer.data.dataset import OpenedData
+from trainer.data.index import STAND_INS
 from trainer.engine.precise_norm import statistics_note
 from trainer.models.build import assemble, check_model_name, gmacs, num_parameters
 from trainer.models.edit.replacement import Replacement
@@ -164,6 +165,15 @@ def ignored_lines(out: Console, ignored: Mapping[str, int]) -> None:
         out.print(
             f"ignored    files that are no images here: {kinds}", style="yellow", markup=False
         )
+
+
+def stand_in_line(out: Console, split: str) -> None:
+    """Which split the scores are of, where none is called val. split: its name, or empty."""
+    if split in STAND_INS:
+        line = (
+            f"validation is {split}/: there is no val/; what is chosen by its score is tuned to it"
+        )
+        out.print(f"note: {line}", style="yellow", markup=False)
 
 
 def precision_note(out: Console, plan: Plan, precision: str) -> None:
@@ -467,6 +477,7 @@ def data_reports(out: Console, data: OpenedData, reports: Mapping[str, DataRepor
     if note := rotated_note(*reports.values()):
         out.print(note, style="yellow", markup=False)
     ignored_lines(out, data.ignored)
+    stand_in_line(out, data.split)
     out.print(
         (
             "sound: training meets no bad image"

@@ -21,6 +21,7 @@ from trainer.engine.train import optimizer_step
 from trainer.models.build import num_parameters
 from trainer.recipe.plan import Plan, make_plan
 from trainer.recipe.profiles import IMAGENET_MEAN, IMAGENET_STD, PROFILES, Adapt, Profile
+from trainer.recipe.schema import from_random_weights
 from trainer.recipe.shipped import find_recipe, newest_recipe_paths
 from trainer.runs.job import Job, resolve
 
@@ -88,10 +89,11 @@ def untested_family(model: str) -> str:
 
 
 def noise_plan(recipe: str, model: str) -> Plan:
-    """The plan of a recipe on random images, adapted as to any data profile. Raises UserError where
-    recipe and model do not fit.
+    """The plan of a recipe on random images, adapted as to any data profile; from random weights
+    where a run names them. Raises UserError where recipe and model do not fit.
     """
     _, _, resolved, deviations = resolve(Job(recipe, model), NOISE)
+    resolved = from_random_weights(resolved)
     return make_plan(resolved, model=model, profile=NOISE, deviations=deviations)
 
 
