@@ -573,7 +573,7 @@ def test_the_plan_has_the_seeds_that_the_stated_difference_needs(results, tmp_pa
     std = 0.10 * math.sqrt(50_000 / 360)
     num = math.ceil(TTestIndPower().solve_power(2.5 / std, power=0.8, alpha=0.05 / 2))
     text = " ".join(printed(path, results).split())
-    assert f"about {num} seeds a cell show a difference of 2.5 points" in text
+    assert f"seeds needed: {num} a cell, to show a difference of 2.5 points" in text
 
 
 def test_the_command_prints_the_plan(results, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from support.plans import small_plan
 from trainer.base.errors import OverrideError, UserError
 from trainer.recipe import check, tree
-from trainer.recipe.adapt import adaptation, rates_by_rule
+from trainer.recipe.adapt import adaptation, images_of_rate, rates_by_rule
 from trainer.recipe.plan import PlanError, make_plan
 from trainer.recipe.profiles import PROFILES, Adapt
 from trainer.recipe.schema import Recipe, apply_overrides, load_recipe
@@ -419,8 +419,11 @@ def test_another_batch_by_an_override_leaves_the_rate_and_tells_what_the_rule_wo
     ],
 )
 def test_no_rule_is_told_where_none_was_left_out(recipe, overrides):
-    assert rates(recipe, overrides)[1] is None
+    plan, none = rates(recipe, overrides)
+    assert none is None and images_of_rate(plan.deviations) == 256  # of nvidia-v15-90
     assert rates("A1", "batch.images=128")[1] == {}  # A1 has no rule
+    assert rates("A1", "")[1] == {}  # nor for the batch that a profile gives it
+    assert rates("A1", "lr.peak=0.001")[1] is None
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,8 @@ from trainer.ablation.runner import (
 from trainer.base.commands import command
 from trainer.base.errors import printable
 from trainer.base.json_text import last_lines
+from trainer.runs.chance import chance_warning
+from trainer.runs.results import Row
 
 PLAIN_LINE_S = 60.0  # log interval of running cells where the output is not a terminal
 _REFRESH_S = 0.5
@@ -228,7 +230,7 @@ def summary(statuses: Sequence[RunStatus]) -> str:
 
 def closing_lines(statuses: Sequence[RunStatus], shared: Shared, ablation: str) -> list[str]:
     """The last lines of a sweep: counts by state, each failure with its error and the path of its
-    output.
+    output, and where no score is above chance.
     """
     lines = [summary(statuses)]
     for status in statuses:
@@ -240,6 +242,14 @@ def closing_lines(statuses: Sequence[RunStatus], shared: Shared, ablation: str) 
                 f"failed  {failure.cell}  seed {failure.seed}  exit {failure.exit_code}: "
                 f"{printable(failure.error)}{where}"
             )
+    groups: dict[str, list[Row]] = {}
+    for status in statuses:
+        if status.row is not None:
+            plan = status.repeat.plan
+            groups.setdefault(f"{plan.model} on {plan.profile.name}", []).append(status.row)
+    for group, rows in groups.items():
+        if line := chance_warning(rows):
+            lines.append(f"note    {group}: {line}")
     states = {status.state for status in statuses}
     if states & {FAILED, STOPPED, WAITING, ELSEWHERE}:
         lines.append(

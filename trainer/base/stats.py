@@ -223,6 +223,11 @@ def binomial_error_pct(score_pct: float, num_images: int) -> float:
     return 100 * math.sqrt(share * (1 - share) / num_images)
 
 
+def is_above_pct(score_pct: float, constant_pct: float, num_images: int) -> bool:
+    """Is an accuracy on num_images above one that is known, beyond chance at 95 % (two-sided)?"""
+    return score_pct > constant_pct + 1.96 * binomial_error_pct(constant_pct, num_images)
+
+
 def published_spread_pct(num_images: int) -> float:
     """RSB's standard deviation over seeds, scaled to another number of val images, in points.
 
