@@ -225,10 +225,15 @@ def with_weights(overrides: str, weights: str, runs: Path = Path("runs")) -> str
 
 
 def _set_hint(error: Exception) -> str:
-    """What another program's word means here, where it was given as set="batch_size=64"."""
-    words = error.labels if isinstance(error, OverrideError) else ()
-    hint = HINTS.get(words[0], "") if len(words) == 1 else ""
-    return f"; use {hint.format('...')}" if hint.startswith(("set=", "weights=")) else ""
+    """What another program's word means here, where it was given as set="batch_size=64"; empty
+    where the error has a remedy of its own, or the word is the right one.
+    """
+    if not isinstance(error, OverrideError) or error.fix or len(error.labels) != 1:
+        return ""
+    (word,) = error.labels
+    hint = HINTS.get(word, "").format("...")
+    is_other = hint.startswith(("set=", "weights=")) and not hint.startswith(f'set="{word}=')
+    return f"; use {hint}" if is_other else ""
 
 
 def user_errors(command):
