@@ -91,3 +91,26 @@ def test_what_cannot_be_written_is_refused_before_reading(given, make_folder, mo
     words = ["check-data", *given, *([] if "--profile" in given else ["--profile", "x.yaml"])]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 2 and "profile=x" in done.stderr
+
+
+def test_no_profile_is_written_of_images_that_are_to_be_mended(make_folder, tmp_path):
+    root = make_folder(train={"cat": 3, "dog": 4}, val={"cat": 1, "dog": 2})
+    path = tmp_path / "photos.yaml"
+    words = ["check-data", "--data", str(root), "--profile", str(path)]
+    good = (root / "train/dog/0.jpg").read_bytes()
+    (root / "train/dog/0.jpg").write_bytes(b"")
+    bad = CliRunner().invoke(app, words)
+    assert bad.exit_code == 1 and "not written" in bad.stdout and not path.exists()
+    (root / "train/dog/0.jpg").write_bytes(good)
+    assert CliRunner().invoke(app, words).exit_code == 0 and path.exists()
+
+
+def test_a_profile_that_cannot_be_written_is_refused_before_an_image_is_read(
+    make_folder, tmp_path, monkeypatch
+):
+    root = make_folder(train={"a": 1, "b": 1}, val={"a": 1, "b": 1})
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("trainer.cli.data_commands.check_images", None)
+    words = ["check-data", "--data", str(root), "--profile", str(tmp_path / "file/x.yaml")]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 2 and "profile=" in done.stderr

@@ -51,13 +51,16 @@ def split(
     share: Annotated[
         float, typer.Option(help="Of each class's images that are for validation, in (0, 1).")
     ] = 0.2,
+    again: Annotated[
+        bool, typer.Option(help="Make a split that is there anew: images came or went.")
+    ] = False,
 ) -> None:
     """Make train/ and val/, of links, of a folder of class folders. An image's split depends on the
     names in its class alone, so the same images are split in the same way everywhere.
     """
     from trainer.cli.split_data import split_data  # numpy: only once options are parsed
 
-    split_data(data, out, share)
+    split_data(data, out, share, again)
 
 
 @app.command("data")

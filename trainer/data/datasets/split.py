@@ -43,15 +43,31 @@ def split_of(folder: Path) -> str:
         return "val"
 
 
-def split_folder(root: Path, out: Path, val_share: float) -> dict[str, int]:
+def _is_split_of(out: Path, root: Path) -> bool:
+    """Is a folder the split of another, with nothing in it but links?"""
+    try:
+        is_its = json_file(out / _FACTS)["of"] == str(root.resolve())
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    files = (Path(folder) / name for folder, _, names in os.walk(out) for name in names)
+    return is_its and all(path.is_symlink() or path == out / _FACTS for path in files)
+
+
+def split_folder(
+    root: Path, out: Path, val_share: float, is_again: bool = False
+) -> dict[str, int]:
     """Make out/train/<class>/ and out/val/<class>/ of links to the images of root/<class>/, and
-    out/split.json, which says how. Gives the images of each split.
+    out/split.json, which says how. Gives the images of each split. is_again: in the place of an
+    earlier split of the same folder.
 
     Raises DataError for a class of one image, and as class_files does; UserError where `out` is
     there already or cannot be written.
     """
-    if os.path.lexists(out):
-        raise UserError(f"{out}: is there already", f"use data={out}, or another out=")
+    if os.path.lexists(out) and not (is_again and _is_split_of(out, root)):
+        again = "again=1 to make it anew, if images came or went, " if _is_split_of(out, root) else ""
+        raise UserError(
+            f"{out}: is there already", f"use data={out} as it is, {again}or another out="
+        )
     if root.resolve() in out.resolve().parents:
         raise UserError(f"{out}: lies in {root}, where it would be a class", "use another out=")
     by_class = class_files(root)
@@ -69,6 +85,7 @@ def split_folder(root: Path, out: Path, val_share: float) -> dict[str, int]:
                 counts[split] += 1
         facts = {"of": str(root.resolve()), "val_share": val_share, "rule": RULE, **counts}
         (part / _FACTS).write_text(json.dumps(facts, indent=2) + "\n")
+        shutil.rmtree(out, ignore_errors=True)
         part.rename(out)
     except OSError as error:
         raise UserError(f"{out}: cannot be made ({why(error)})", "use another out=") from None
