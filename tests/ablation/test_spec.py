@@ -122,7 +122,7 @@ def test_every_model_on_every_data_set_is_a_group_with_its_own_base(tmp_path):
             "qestion:",
             "'qestion' is no key of this ablation (did you mean question?)",
         ),
-        ('source: "nobody"\n', "", "name: loss", "this ablation has no source"),
+        ('question: "Which loss?"\n', "", "name: loss", "this ablation has no question"),
         (
             "name: one_at_a_time",
             "name: one_at_a_tim",
@@ -599,3 +599,29 @@ def test_the_keys_of_a_stored_row_are_those_of_its_cell(results, tmp_path):
         len({plan_of_cell(cell, seed).identity.key for cell in found.cells for seed in found.seeds})
         == 6
     )
+
+
+def test_all_faults_of_an_ablation_are_said_at_once(tmp_path):
+    page = PAGE.replace("{loss.name: ce}", "{loss.name: cee}").replace("loss.threshold", "los")
+    with pytest.raises(ConfigError) as refused:
+        load_ablation(written(tmp_path, page))
+    assert "cee" in str(refused.value) and "'los'" in str(refused.value)
+    page = PAGE.replace("[test_resnet]", "[test_resne, resnet18]").replace("A2", "A22")
+    with pytest.raises(ConfigError) as refused:
+        load_ablation(written(tmp_path, page))
+    assert "A22" in str(refused.value) and "test_resne" in str(refused.value)
+    page = PAGE.replace("seeds: [0, 1]", "seeds: [a]").replace("models:", "model:")
+    with pytest.raises(ConfigError) as refused:
+        load_ablation(written(tmp_path, page))
+    text = str(refused.value)
+    assert "seeds" in text and "model" in text and text.count("loss.yaml:") == 1
+
+
+def test_a_name_and_a_source_may_be_left_out(tmp_path):
+    page = PAGE.replace("name: loss\n", "", 1).replace('source: "nobody"\n', "")
+    found = load_ablation(written(tmp_path, page))
+    assert (found.name, found.page.name, found.page.source) == ("loss", "loss", "")
+    bad = tmp_path / "my loss.yaml"
+    bad.write_text(page)
+    with pytest.raises(ConfigError, match="rename it"):
+        load_ablation(bad)

@@ -15,6 +15,7 @@ Path = tuple[str | int, ...]
 
 LONGEST_QUOTE = 200
 _LONGEST_LINE = 3000
+_MOST_OTHERS = 8  # faults of one file beside the first
 
 
 class UserError(ValueError):
@@ -62,7 +63,28 @@ Error = TypeVar("Error", bound=UserError)
 
 
 class ConfigError(UserError):
-    """A value of a YAML file that does not fit, or a file that cannot be read."""
+    """A value of a YAML file that does not fit, or a file that cannot be read. others: what else is
+    wrong in the same data.
+    """
+
+    others: tuple[ConfigError, ...] = ()
+
+
+def all_of(errors: Iterable[ConfigError]) -> ConfigError:
+    """The first of some errors of one file by its line, with the others in its hint."""
+    ordered = sorted(errors, key=lambda error: error.line or 0)
+    first, *others = {(error.line, error.found): error for error in ordered}.values()
+    if not others:
+        return first
+    listed = []
+    for error in others[:_MOST_OTHERS]:
+        where = "" if error.line in (None, first.line) else f"line {error.line}: "
+        remedy = f" ({error.hint})" if error.hint else ""
+        listed.append(f"{where}{error.found}{remedy}")
+    rest = len(others) - len(listed)
+    more = f"; and {rest} more" if rest else ""
+    hint = f"{first.hint}; also " if first.hint else "also "
+    return first.raised_as(ConfigError, hint=hint + "; ".join(listed) + more)
 
 
 class OverrideError(UserError):

@@ -16,6 +16,7 @@ from trainer.ablation.cells import Cell, command, plan_of_cell
 from trainer.ablation.questions import question_of
 from trainer.ablation.spec import Ablation, load_ablation
 from trainer.ablation.throughput import Throughput, measure_throughput, shape_of
+from trainer.base.cores import load_per_core
 from trainer.base.errors import UserError
 from trainer.base.plural import counted, duration, plural
 from trainer.base.settings import Settings, make_settings
@@ -34,6 +35,7 @@ from trainer.runs.chance import chance_warning
 from trainer.runs.results import Row
 
 MAX_DIFFERENCES = 8  # listed in a cell's line; two recipes may differ in dozens
+BUSY_LOAD = 0.75  # processes a core: with this one's, more than one from here on
 BOUND_S = 4.0  # of measuring one shape
 
 
@@ -92,7 +94,7 @@ def print_head(out: Console, ablation: Ablation, table: TableOfRows) -> None:
     grid = Table(show_header=False, box=None, pad_edge=False)
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
-    for name, value in fields.items():
+    for name, value in ((name, value) for name, value in fields.items() if value):
         grid.add_row(name, Text(value))
     out.print(grid, soft_wrap=False)
 
@@ -280,6 +282,7 @@ def print_hours(
         return
     in_memory = all(data.train.is_in_memory for data in opened.values())
     settings = make_settings(**machine, in_memory=in_memory)
+    load = load_per_core() or 0.0  # before: measuring is a load itself
     throughputs = measured(cells, settings, opened, num_measured)
     seconds = {cell.name: throughputs[shape_of(cell.planned)].run_s(cell.planned) for cell in cells}
     table = Table("to run", "seeds", "s/step", "minutes/run", pad_edge=False)
@@ -294,6 +297,12 @@ def print_hours(
     line = f"{counted(len(missing), 'run')} to do, {total} one after another"
     out.print(line, style="bold", soft_wrap=False)
     out.print(basis(throughputs, settings), soft_wrap=False, markup=False)
+    if load > BUSY_LOAD:
+        line = (
+            f"note: measured on a busy machine ({load:.1f} processes a core in the last minute):"
+            " alone it takes less time"
+        )
+        out.print(line, style="yellow", soft_wrap=False, markup=False)
 
 
 def measured(

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import yaml
 
 from trainer.base.component import StrictModel
-from trainer.base.errors import ConfigError, UserError, printable
+from trainer.base.errors import ConfigError, UserError, all_of, printable
 from trainer.base.errors import Path as ValuePath
 from trainer.recipe.check import check, quoted
 from trainer.recipe.tree import to_yaml
@@ -97,7 +97,8 @@ def parse_recipe(text: str, place: str, kind: type[Kind]) -> tuple[Kind, Positio
     try:
         return check(kind, data, positions.line), positions
     except ConfigError as error:
-        raise positions.located(error, error.path) from None
+        found = (error, *error.others)
+        raise all_of(positions.located(one, one.path) for one in found) from None
 
 
 def parse(text: str, place: str) -> tuple[Any, Positions]:

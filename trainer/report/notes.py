@@ -21,7 +21,8 @@ from trainer.runs.chance import chance_warning
 from trainer.runs.results import Row
 
 _MAX_NAMES = 4  # cells or runs listed in one warning
-COSTS = ("train_s", "images_per_s", "peak_mem_mib")  # columns of what was measured beside a score
+TIMES = ("train_s", "images_per_s")
+COSTS = (*TIMES, "peak_mem_mib")  # columns of what was measured beside a score
 _EVEN_RATIO = 1.25  # of step times, and of load to cores: beyond it a machine was shared
 
 
@@ -145,8 +146,8 @@ def brief_remarks(table: Table, columns: Collection[str]) -> tuple[str, ...]:
         lines += _brief_comparison(table)
     if "published" in shown and any(s.cell.published is not None for s in table.cells):
         lines.append("Published: as its source reports it, not measured here.")
-    if shown & set(COSTS):
-        lines += _uneven_cost_warnings(table)
+    if shown & set(TIMES):
+        lines += uneven_time_warnings(table)
     return tuple(lines)
 
 
@@ -166,7 +167,7 @@ def warnings(table: Table) -> tuple[str, ...]:
     return (
         *_missing_value_warnings(table),
         *_chance_warnings(table),
-        *_uneven_cost_warnings(table),
+        *uneven_time_warnings(table),
         *(
             line
             for group, cells in table.groups.items()
@@ -413,7 +414,7 @@ def _comparability_warnings(table: Table, group: str, cells: Sequence[CellSummar
     return [f"{_group_prefix(table, group)}{line}" for line in lines]
 
 
-def _uneven_cost_warnings(table: Table) -> list[str]:
+def uneven_time_warnings(table: Table) -> list[str]:
     """Runs that shared their machine: times that are no comparison of the cells."""
     ratios = {}
     for summary in table.cells:
