@@ -80,6 +80,14 @@ def test_options_that_cannot_be_parsed_are_one_line_too(words, found):
     assert line.startswith("error: ") and found in line and "; " in line
 
 
+def test_under_make_an_error_of_the_parser_is_about_words(monkeypatch, capsys):
+    monkeypatch.setenv("RSB_CALLED_AS", "make")
+    monkeypatch.setattr(sys, "argv", ["rsb", "train", "--seed", "abc"])
+    assert run_program() == 2
+    line = capsys.readouterr().err
+    assert "seed=" in line and "make help of=train" in line and "--" not in line
+
+
 def test_the_program_ends_with_its_commands_exit_code(tmp_path):
     assert program("train", "--help").returncode == 0
     for label in "ab":
@@ -392,6 +400,7 @@ def test_make_help_lists_every_target_in_80_columns(door):
         (["train", "epochs=3"], "epochs=", 'set="epochs=3"'),
         (["lr=0.1"], "lr=", 'set="lr.peak=0.1"'),
         (["train", "batch_size=64"], "batch_size=", 'set="batch.images=64"'),
+        (["train", "freeze=1"], "freeze=", 'set="model.freeze={all_but: [head]}"'),
         (["train", "resume=1"], "resume=", "command that was stopped"),
         (["train", "nodes=4"], "nodes=", "launch-slurm"),
         (["lr-find", "seed=3"], "seed=", "train"),
@@ -509,6 +518,9 @@ def test_a_run_says_what_the_recipes_rule_would_make_of_the_rate():
         ["train", "data=/no/such/folder"],
         ["plan", "recipe=A9"],
         ["lr-find", "data=digit"],
+        ["plan", "set=lr.peak="],
+        ["train", "set=lr.peak={name: x"],
+        ["plan", "recipe=tests/support/no.yaml"],
         ["recipes"],
         ["--version"],
     ],

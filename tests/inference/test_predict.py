@@ -124,6 +124,17 @@ def test_a_part_of_another_model_or_of_other_images_is_refused(classifier, folde
         assert "out.csv.part" in str(error.value)
 
 
+@pytest.mark.parametrize("number", [1, 2, 5, 30])
+def test_a_sheet_has_no_empty_rows(tmp_path, number):
+    path = tmp_path / "a.png"
+    Image.new("RGB", (8, 8), "red").save(path)
+    answers = [Answer(str(path), ("a",), (0.9 - i / 100,)) for i in range(number)]
+    write_sheet(tmp_path / "sheet.png", answers)
+    pixels = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB")).astype(int)
+    is_red = (pixels[..., 0] > 200) & (pixels[..., 1:].max(axis=2) < 60)
+    assert is_red.mean() > 0.2
+
+
 def test_predict_writes_answers_and_a_picture(folder, tmp_path, classifier):
     weights = tmp_path / "model.pth"
     torch.save(classifier.model.state_dict(), weights)

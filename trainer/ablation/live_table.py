@@ -66,8 +66,10 @@ class RunProgress:
         )
 
 
-def read_progress(folder: Path | None) -> RunProgress:
-    """Read from the last lines of a run folder's curves; a partly written line is skipped."""
+def read_progress(folder: Path | None, scored: str = "model") -> RunProgress:
+    """Read from the last lines of a run folder's curves; a partly written line is skipped. scored:
+    the weights whose score is shown, "model" or "average".
+    """
     if folder is None:
         return RunProgress()
     lines = last_lines(folder / "metrics.jsonl")
@@ -75,7 +77,9 @@ def read_progress(folder: Path | None) -> RunProgress:
     return RunProgress(
         step=int(max(_numbers(lines, "step"), default=0)),
         loss_nats=_last(lines, "loss_nats"),
-        top1_pct=_last(lines, "top1_pct"),
+        top1_pct=_last(
+            [line for line in lines if line.get("weights", scored) == scored], "top1_pct"
+        ),
         images_per_s=_last(speeds, "images_per_s"),
     )
 
@@ -166,7 +170,9 @@ class SweepTable:
         if status.state not in (RUNNING, ELSEWHERE):
             what = printable(status.failure.error) if status.failure else ""
             return name, seed, "", "", "", status.state + (f": {what[:60]}" if what else ""), ""
-        reading = read_progress(self._folder(repeat))
+        average = repeat.plan.recipe.average
+        scored = "average" if average and average.is_scored else "model"
+        reading = read_progress(self._folder(repeat), scored)
         epoch = f"{reading.step / repeat.plan.steps_per_epoch:.1f}/{repeat.plan.recipe.epochs}"
         left_s = reading.left_s(repeat)
         left = "" if left_s is None else str(timedelta(seconds=round(left_s)))

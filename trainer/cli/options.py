@@ -52,8 +52,8 @@ Data = Annotated[
     str,
     typer.Option(
         help="digits, fashion-mnist, mnist (also <name>-grey, one channel), cifar10, cifar100, "
-        "imagenet-1k, an image folder, a folder of tar shards, parquet or `datasets`, or a "
-        "profile's .yaml."
+        "imagenet-1k, an image folder, a folder of tar shards, parquet or `datasets`, or a data "
+        "profile's .yaml (see check-data)."
     ),
 ]
 DataDir = Annotated[
@@ -170,7 +170,7 @@ HalfGroupNorm = Annotated[
 ]
 Profile = Annotated[
     int,
-    typer.Option(min=0, max=1, help="1: write a trace of a few steps into the run folder."),
+    typer.Option(min=0, max=1, help="1: torch's profiler: a trace of a few steps, in the run folder."),
 ]
 Inject = Annotated[
     str,
@@ -276,14 +276,18 @@ def user_errors(command):
 
 
 def _check_names(given: Mapping[str, Any]) -> None:
-    """Refuse a recipe or a dataset that does not exist before torch is imported, which takes
-    seconds. Raises UserError.
+    """Refuse a recipe or a dataset that does not exist, and what cannot be read of a recipe or of
+    set=, before torch is imported, which takes seconds. Raises UserError.
     """
-    if not (given.get("recipe") or given.get("data")):
+    if not any(given.get(name) for name in ("recipe", "data", "set_")):
         return
-    from trainer.recipe.profiles import check_data_name  # pydantic: not for --help
+    # pydantic: not for --help
+    from trainer.recipe.load import check_syntax
+    from trainer.recipe.overrides import overrides_of
+    from trainer.recipe.profiles import check_data_name
 
+    overrides_of(given.get("set_") or "")
     if given.get("recipe"):
-        find_recipe(given["recipe"])
+        check_syntax(find_recipe(given["recipe"]))
     if given.get("data"):
         check_data_name(given["data"])

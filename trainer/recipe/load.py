@@ -83,6 +83,12 @@ def load_yaml(path: Path | str, kind: type[Kind]) -> tuple[Kind, Positions]:
     return _parsed(_text(Path(path), place), place, kind)
 
 
+def check_syntax(path: Path) -> None:
+    """Raises ConfigError for a file that cannot be read or is no YAML of ours, whatever it says."""
+    place = _shown(path)
+    parse(_text(path, place), place)
+
+
 @functools.lru_cache(maxsize=256)
 def _parsed(text: str, place: str, kind: type[Kind]) -> tuple[Kind, Positions]:
     """A command reads the same recipe several times, and a recipe is frozen: it is parsed once."""
