@@ -17,7 +17,8 @@ from trainer.base.signals import Stopped
 from trainer.data.workers import Watch
 from trainer.inference.classifier import of_weights
 from trainer.inference.images import find_images
-from trainer.inference.predict import predict
+from trainer.inference.predict import Answer, predict
+from trainer.inference.sheet import write_sheet
 
 CPU = make_settings("cpu", workers="0")
 

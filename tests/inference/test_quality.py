@@ -8,10 +8,12 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from statsmodels.stats.proportion import proportion_confint
 from timm.data import create_transform
 
 from support.commands import rsb
 from trainer.base.settings import make_settings
+from trainer.base.stats import wilson_pct
 from trainer.data.decode import BadImage
 from trainer.data.index import DataError
 from trainer.data.workers import Watch
