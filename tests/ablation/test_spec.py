@@ -33,6 +33,7 @@ from trainer.recipe.profiles import PROFILES
 from trainer.recipe.schema import apply_overrides, load_recipe
 from trainer.recipe.shipped import find_recipe
 from trainer.report.rows import by_cell, find_rows
+from trainer.report.tables import METRICS, summarize
 from trainer.runs.job import Job, plan_of
 from trainer.runs.results import store_row
 
@@ -479,6 +480,47 @@ def test_the_estimate_is_of_what_is_missing_and_says_what_it_rests_on(results, t
     assert "cpu, float32, 1 thread;" in text
     table = text.partition("minutes/run")[2]
     assert "soft BCE" in table and "CE │ 0" not in table.replace("soft BCE", "")
+
+
+@pytest.mark.parametrize(("load", "is_told"), [(2.0, True), (0.1, False), (None, False)])
+def test_an_estimate_that_was_measured_beside_other_work_says_so(
+    results, tmp_path, monkeypatch, load, is_told
+):
+    monkeypatch.setattr("trainer.cli.plan_ablation.load_per_core", lambda: load)
+    text = printed(tmp_path / "loss.yaml", results, num_measured=1)
+    assert ("busy machine" in text) == is_told
+
+
+def test_a_plan_of_cells_that_learn_nothing_says_so(tmp_path):
+    text = printed(written(tmp_path, PAGE.replace("epochs: 2", "epochs: 1")), tmp_path / "none")
+    assert "about chance in every cell" in text
+    assert "chance" not in printed(
+        written(tmp_path, PAGE.replace("epochs: 2", "epochs: 6")), tmp_path / "none"
+    )
+
+
+def test_a_plan_whose_rows_are_all_at_chance_says_so(tmp_path):
+    path = written(tmp_path, PAGE.replace("epochs: 2", "epochs: 6"))
+    for cell in load_ablation(path).cells:
+        for seed in (0, 1):
+            row = row_of(plan_of_cell(cell, seed), top1_pct=10.0, majority_pct=10.0)
+            store_row(tmp_path / "results", row)
+    assert "no run is above chance" in " ".join(printed(path, tmp_path / "results").split())
+
+
+def test_plan_and_table_have_the_same_seeds_needed(tmp_path):
+    path = written(tmp_path, PAGE.replace("[0, 1]", "[0, 1, 2]"))
+    ablation = load_ablation(path)
+    for number, cell in enumerate(ablation.cells):
+        for seed in (0, 1, 2):
+            score = 80.0 + number * seed + seed**2 / 4
+            store_row(tmp_path / "results", row_of(plan_of_cell(cell, seed), top1_pct=score))
+    question = question_of(ablation)
+    rows = by_cell(question, find_rows(tmp_path / "results", [question]))
+    cells = summarize(question, rows, METRICS["top1"]).cells
+    needed = [one.needed.num_seeds for one in cells if one.needed]
+    text = " ".join(printed(path, tmp_path / "results").split())
+    assert f"seeds needed: {min(needed)} to {max(needed)} a cell" in text
 
 
 def test_where_the_data_is_not_here_nothing_is_estimated(tmp_path):

@@ -68,6 +68,7 @@ def test_every_recipe_takes_the_profile_as_it_is_written(tmp_path, num_train):
 
     assert (shown.exit_code, written.exit_code) == (0, 0)
     assert path.read_text().rstrip() in shown.stdout and path.read_text().rstrip() in written.stdout
+    assert f"lr-find recipe=A3 model=resnet18 data={path}" in written.stdout.replace("\n", "")
     profile = find_profile(str(path))
     assert profile.num_train == num_train and profile.num_val == 20 and profile.num_classes == 5
     for recipe in recipe_paths():

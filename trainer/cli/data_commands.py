@@ -74,6 +74,10 @@ def _show_profile(
     use = command("plan", recipe="A3", model="resnet18", data=to, data_dir=folder)
     out.print(Text(f"data profile of these images ({where}), to be edited; then {use}"))
     out.print(Text(as_yaml(made).rstrip()))
+    if made.adapt:
+        asks = command("lr-find", recipe="A3", model="resnet18", data=to, data_dir=folder)
+        batch = f"for this batch of {made.adapt.batch_images} images"
+        out.print(Text(f"a recipe without a rule has no learning rate {batch}; {asks} measures one"))
 
 
 def storage_of(
