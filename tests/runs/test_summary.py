@@ -128,7 +128,7 @@ def test_a_score_found_again_has_top_5_only_where_it_says_something(num_classes,
 
 @pytest.mark.parametrize(
     ("overrides", "is_noted"),
-    [("", True), ("lr.peak=1e-3", False), ("batch.images=2048", False), ("batch.images=64", True)],
+    [("", True), ("lr.peak=1e-3", False), ("batch.images=64", True)],
 )
 def test_a_rate_that_was_made_for_another_batch_is_noted(overrides, is_noted):
     """A profile's batch too: A3 has no rule, and 0.008 is for 2,048 images."""

@@ -71,20 +71,23 @@ class ConfigError(UserError):
 
 
 def all_of(errors: Iterable[ConfigError]) -> ConfigError:
-    """The first of some errors of one file by its line, with the others in its hint."""
-    ordered = sorted(errors, key=lambda error: error.line or 0)
-    first, *others = {(error.line, error.found): error for error in ordered}.values()
+    """The first of some errors in files by its line, with the others, each place once, in its
+    hint.
+    """
+    by_place: dict[tuple, ConfigError] = {}
+    for error in sorted(errors, key=lambda error: error.line or 0):
+        by_place.setdefault((error.place, error.line, error.path), error)
+    first, *others = by_place.values()
     if not others:
         return first
     listed = []
-    for error in others[:_MOST_OTHERS]:
-        where = "" if error.line in (None, first.line) else f"line {error.line}: "
-        remedy = f" ({error.hint})" if error.hint else ""
-        listed.append(f"{where}{error.found}{remedy}")
-    rest = len(others) - len(listed)
-    more = f"; and {rest} more" if rest else ""
-    hint = f"{first.hint}; also " if first.hint else "also "
-    return first.raised_as(ConfigError, hint=hint + "; ".join(listed) + more)
+    for one in others[:_MOST_OTHERS]:
+        where = f"line {one.line}: " if one.place == first.place else f"{one.place}:{one.line}: "
+        listed.append(f"{where}{one.found}" + (f" ({one.hint})" if one.hint else ""))
+    if len(others) > len(listed):
+        listed.append(f"and {len(others) - len(listed)} more")
+    hint = "; ".join([*filter(None, [first.hint]), f"also {listed[0]}", *listed[1:]])
+    return first.raised_as(ConfigError, hint=hint)
 
 
 class OverrideError(UserError):
