@@ -74,7 +74,8 @@ def test_a_row_of_another_recipe_under_a_runs_name_is_not_taken_for_its_own(tmp_
 
 
 @pytest.mark.parametrize(
-    ("num_classes", "head", "is_told"), [(12, "kept", True), (10, "kept", False), (12, "new", False)]
+    ("num_classes", "head", "is_told"),
+    [(12, "kept", True), (10, "kept", False), (12, "new", False)],
 )
 def test_a_classifier_that_starts_anew_is_a_deviation_of_the_row(
     tmp_path, num_classes, head, is_told

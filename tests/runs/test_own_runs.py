@@ -116,7 +116,10 @@ def test_the_list_needs_no_torch(place):
 
 def test_an_unfinished_runs_score_is_that_of_the_weights_that_will_be_scored(place):
     folder = place[0] / "stopped"
-    lines = [{"step": 44, "weights": name, "top1_pct": pct} for name, pct in (("model", 40.0), ("average", 60.0))]
+    lines = [
+        {"step": 44, "weights": name, "top1_pct": pct}
+        for name, pct in (("model", 40.0), ("average", 60.0))
+    ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert listed(place)["stopped"].top1_pct == 40.0
     average = "average: {name: ema, is_scored: true}\n"

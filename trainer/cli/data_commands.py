@@ -77,7 +77,9 @@ def _show_profile(
     if made.adapt:
         asks = command("lr-find", recipe="A3", model="resnet18", data=to, data_dir=folder)
         batch = f"for this batch of {made.adapt.batch_images} images"
-        out.print(Text(f"a recipe without a rule has no learning rate {batch}; {asks} measures one"))
+        out.print(
+            Text(f"a recipe without a rule has no learning rate {batch}; {asks} measures one")
+        )
 
 
 def storage_of(

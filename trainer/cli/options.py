@@ -170,7 +170,9 @@ HalfGroupNorm = Annotated[
 ]
 Profile = Annotated[
     int,
-    typer.Option(min=0, max=1, help="1: torch's profiler: a trace of a few steps, in the run folder."),
+    typer.Option(
+        min=0, max=1, help="1: torch's profiler: a trace of a few steps, in the run folder."
+    ),
 ]
 Inject = Annotated[
     str,

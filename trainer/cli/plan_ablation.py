@@ -108,7 +108,9 @@ def planned_seeds(ablation: Ablation, table: TableOfRows) -> str:
     found = [summary.needed for summary in table.cells if summary.needed]
     by = "as the table of the rows has it"
     if found:
-        numbers = sorted(MOST_SEEDS + 1 if one.num_seeds is None else one.num_seeds for one in found)
+        numbers = sorted(
+            MOST_SEEDS + 1 if one.num_seeds is None else one.num_seeds for one in found
+        )
     else:
         num_images = min(cell.planned.profile.num_val for cell in ablation.cells)
         alpha = ALPHA / max(1, sum(not cell.is_base for cell in ablation.cells))

@@ -30,7 +30,9 @@ def list_runs(runs: Path, results: Path, as_json: bool) -> None:
         return
     alone = [one.run for one in found if one.folder is None]
     left_out = set(alone[:-_MOST_ROWS_ALONE])
-    table = Table("run", "recipe", "model", "data", "epochs", "state", "top-1 %", "deviations", "folder")
+    table = Table(
+        "run", "recipe", "model", "data", "epochs", "state", "top-1 %", "deviations", "folder"
+    )
     table.columns[0].no_wrap = True
     for one in found:
         if one.run not in left_out or one.folder:

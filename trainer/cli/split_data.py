@@ -24,7 +24,9 @@ def split_data(data: str, out: Path | None, share: float, is_again: bool) -> Non
     root = Path(data)
     renames = "".join(instead_of(root, name) for name in ("train", "val"))
     if renames:
-        raise UserError(f"{data}: its folders are named like splits{renames}", "use it as it is then")
+        raise UserError(
+            f"{data}: its folders are named like splits{renames}", "use it as it is then"
+        )
     if not has_class_folders(root):
         raise UserError(
             f"{data}: its folders hold no images themselves",

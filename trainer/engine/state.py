@@ -25,8 +25,8 @@ from trainer.engine.cuda_graphs import CapturedPasses, Passes
 from trainer.engine.precise_norm import StepStatistics
 from trainer.engine.shared_noise import SharedNoise
 from trainer.models.build import assemble
-from trainer.models.initialization import is_head_loaded
 from trainer.models.freezing import Freezing
+from trainer.models.initialization import is_head_loaded
 from trainer.models.parts.half_group_norm import use_half_group_norm
 from trainer.models.small_maps import leave_out_padding_taps
 from trainer.recipe.plan import Plan

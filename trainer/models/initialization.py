@@ -20,8 +20,8 @@ from trainer.models.weights import (
     WeightsError,
     WeightsFile,
     adapt_input_channels,
-    named_beside,
     as_model_names,
+    named_beside,
     read_weights,
     weights_path,
 )

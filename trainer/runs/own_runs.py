@@ -179,7 +179,15 @@ def _recipe(path: Path) -> tuple[str | None, str]:
         is_averages = (recipe.get("average") or {}).get("is_scored", False)
         name = f"{recipe['name']}.v{recipe['version']}"
         return name, "average" if is_averages else "model"
-    except (AttributeError, OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError):
+    except (
+        AttributeError,
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        RecursionError,
+        yaml.YAMLError,
+    ):
         return None, "model"
 
 

@@ -67,7 +67,8 @@ FOUND_ORIGINS = ("memory", "data", "weights")  # of deviations that the plan doe
 
 class RowDeviation(StrictModel):
     """One deviation of a run from its recipe: the value at `path` before and after, and who changed
-    it: `set`, `profile` or `file`; `memory` that ran out, `data` stored with other pixels, or `weights` of another shape.
+    it: `set`, `profile` or `file`; `memory` that ran out, `data` stored with other pixels, or
+    `weights` of another shape.
     """
 
     path: Text

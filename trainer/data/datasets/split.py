@@ -53,9 +53,7 @@ def _is_split_of(out: Path, root: Path) -> bool:
     return is_its and all(path.is_symlink() or path == out / _FACTS for path in files)
 
 
-def split_folder(
-    root: Path, out: Path, val_share: float, is_again: bool = False
-) -> dict[str, int]:
+def split_folder(root: Path, out: Path, val_share: float, is_again: bool = False) -> dict[str, int]:
     """Make out/train/<class>/ and out/val/<class>/ of links to the images of root/<class>/, and
     out/split.json, which says how. Gives the images of each split. is_again: in the place of an
     earlier split of the same folder.
@@ -64,7 +62,9 @@ def split_folder(
     there already or cannot be written.
     """
     if os.path.lexists(out) and not (is_again and _is_split_of(out, root)):
-        again = "again=1 to make it anew, if images came or went, " if _is_split_of(out, root) else ""
+        again = (
+            "again=1 to make it anew, if images came or went, " if _is_split_of(out, root) else ""
+        )
         raise UserError(
             f"{out}: is there already", f"use data={out} as it is, {again}or another out="
         )
