@@ -60,10 +60,11 @@ class Published(StrictModel):
 class AblationPage(StrictModel):
     """An ablation file: a question, what all cells share, and the design that varies the rest.
 
-    name: that of the file, which may be left out. recipe: of all cells, unless a change of the design names another. models, data: every
-    combination is a group of cells with its own base. set: overrides by path that all cells share.
-    source: of the question. smallest_points: the smallest difference of top-1 that would matter,
-    stated before it is measured: seeds are planned for it. published: the sources' scores, by cell.
+    name: that of the file, which may be left out. recipe: of all cells, unless a change of the
+    design names another. models, data: every combination is a group of cells with its own base.
+    set: overrides by path that all cells share. source: of the question. smallest_points: the
+    smallest difference of top-1 that would matter, stated before it is measured: seeds are planned
+    for it. published: the sources' scores, by cell.
     """
 
     file_is: ClassVar[str] = "ablation"

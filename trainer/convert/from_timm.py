@@ -253,7 +253,7 @@ def _put_model(draft: Draft) -> None:
 
 
 def _put_weights(draft: Draft) -> None:
-    """The file to start from, with its digest. Raises WeightsError for one that holds no weights."""
+    """The file to start from, with its digest. Raises WeightsError where it holds no weights."""
     args = draft.args
     key, path = "initial_checkpoint", args["initial_checkpoint"]
     if not path and args["pretrained"]:  # without which timm does not look at this one
