@@ -111,11 +111,11 @@ def rates_by_rule(recipe: Recipe, deviations: Sequence[Deviation]) -> dict[str, 
     None where the batch is the recipe's or the rate follows it, or a peak was written beside it.
     """
     given = {change.path: change for change in deviations if change.origin == "set"}
-    if "lr.peak" in given or images_of_rate(deviations) in (None, recipe.batch.images):
+    batch = given.get("batch.images")
+    if "lr.peak" in given:
         return None
     if recipe.lr.scaling is None:
-        return {}
-    batch = given.get("batch.images")
+        return None if images_of_rate(deviations) in (None, recipe.batch.images) else {}
     if batch is None:
         return None
     ratio = recipe.lr.scaled(batch.before, batch.after) / recipe.lr.peak
