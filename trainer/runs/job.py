@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -112,17 +112,24 @@ def published_recipe(page: Recipe) -> Recipe | None:
     return load_recipe(found[0]) if found else None
 
 
-def plan_of(job: Job) -> Plan:
+def plan_of(job: Job, check: Callable[[Plan], None] = lambda plan: None) -> Plan:
     """Page, model's lines, profile's adaptation, overrides; then the units. Reads no image.
+
+    check: raises what else is asked of the plan.
 
     Raises UserError for whatever does not fit, with all that is refused and one set= in its place.
     """
 
+    def checked(job: Job) -> Plan:
+        plan = _plan_of(job)
+        check(plan)
+        return plan
+
     def attempt(items: Mapping[str, Any]) -> Plan:
-        return _plan_of(dataclasses.replace(job, overrides=as_text(items)))
+        return checked(dataclasses.replace(job, overrides=as_text(items)))
 
     try:
-        return _plan_of(job)
+        return checked(job)
     except UserError as error:
         if not error.fix:
             raise
@@ -453,6 +460,16 @@ def deviation_of_data(data) -> tuple[RowDeviation, ...]:
     return (RowDeviation(path="data", before="as its files", after=data.changes, origin="data"),)
 
 
+def deviation_of_head(state) -> tuple[RowDeviation, ...]:
+    """Of a row: pretrained weights had no classifier of this shape, so it started anew."""
+    section = state.plan.recipe.model
+    pretrained = section and section.pretrained
+    if not pretrained or pretrained.head == "new" or state.is_head_loaded:
+        return ()
+    path = "model.pretrained.head"
+    return (RowDeviation(path=path, before="kept", after="new", origin="weights"),)
+
+
 def make_row(
     name: str, plan: Plan, settings: Settings, data, outcome, weights_sha256: str | None
 ) -> Row:
@@ -482,6 +499,7 @@ def make_row(
             *deviation_rows(plan),
             *deviation_of_memory(state),
             *deviation_of_data(data),
+            *deviation_of_head(state),
         ),
         resolved_recipe=tree.plain(recipe),
         bad_images=plan.bad_images,

@@ -62,12 +62,13 @@ Percent = Annotated[float, Field(ge=0, le=100)]
 Amount = Annotated[NonNegative, Field(le=1e15)]
 
 
-FOUND_ORIGINS = ("memory", "data")  # of deviations that the plan does not have
+FOUND_ORIGINS = ("memory", "data", "weights")  # of deviations that the plan does not have
 
 
 class RowDeviation(StrictModel):
     """One deviation of a run from its recipe: the value at `path` before and after, and who changed
-    it: `set`, `profile` or `file`; `memory` that ran out, or `data` stored with other pixels.
+    it: `set`, `profile` or `file`; `memory` that ran out, `data` stored with other pixels, or
+    `weights` of another shape.
     """
 
     path: Text
