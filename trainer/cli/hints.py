@@ -126,6 +126,8 @@ COMMANDS = {
     "list": "runs",
     "ls": "runs",
     "status": "runs",
+    "monitor": "watch",
+    "top": "watch",
     "sweep": "ablate",
     "ablations": "ablate",
     "lr": "lr-find",
@@ -159,6 +161,7 @@ train
   train         train a model by a recipe, store its row (make without a target)
   plan          the plan of a run or of an ablation, without running it
   runs          list your runs: running, stopped, finished; epochs, score
+  watch         your runs as they go: loss, score, speed, time left; page=1
   eval          evaluate a run's model, or timm weights; page=: by class
   predict       a model's answers on a folder of images
   verify        check a run folder: checksums, plan, row, curves, weights, score

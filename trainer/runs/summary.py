@@ -35,6 +35,7 @@ from trainer.recipe.adapt import images_of_rate, rates_by_rule
 from trainer.recipe.explain import ExplainedValue as Explained
 from trainer.recipe.plan import Plan
 from trainer.recipe.schema import Recipe
+from trainer.runs.best_weights import BEST_FILE
 from trainer.runs.export import is_timms
 from trainer.runs.job import deviation_of_data, deviation_rows
 from trainer.runs.rescore import most_moved
@@ -428,6 +429,13 @@ def row(out: Console, row: Row, settings: Settings, plan: Plan) -> None:
         + ("" if row.majority_pct is None else f"  (majority class {row.majority_pct:.1f} %)"),
         style="bold",
     )
+    if row.best_epoch is not None and row.num_top1_by_epoch:
+        best_pct = 100 * row.num_top1_by_epoch[row.best_epoch - 1] / row.num_val_images
+        out.print(
+            f"best   epoch {row.best_epoch} had {best_pct:.2f} %, chosen on val and so no result:"
+            f" {settings.runs / row.run / BEST_FILE}",
+            markup=False,
+        )
     out.print(
         f"time   {row.train_s:.0f} s of training, {row.images_per_s:.0f} images/s", markup=False
     )
