@@ -175,7 +175,9 @@ def test_a_token_transformer_scales_by_its_inputs_width_and_skips_from_values():
 
 @pytest.mark.parametrize("freeze", ["", " 'model.freeze={all_but: [head], until_epochs: 0.1}'"])
 def test_what_t2t_freezes_stays_through_steps_averages_and_a_freeze_that_ends(freeze):
-    plan = small_plan("A2", "tiny_t2t", f"'weight_average={{name: ema, decay: 0.9}}'{freeze}")
+    plan = small_plan(
+        "A2", "tiny_t2t", f"'average={{name: ema, decay: 0.9, every_steps: 1}}'{freeze}"
+    )
     settings = make_settings("cpu", workers="0")
     state = TrainingState(plan, settings)
     before = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}

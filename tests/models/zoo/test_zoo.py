@@ -48,15 +48,15 @@ COUNTS = {
     "shufflenet_v1_g8_150": (4_268_952, 0.2902),
     "shufflenet_v1_g8_200": (6_521_232, 0.5219),
 }
-# One of each family, small enough to run, with the least images it takes.
+# One of each kind, small enough to run at 32 px, and its image size where its positions have one.
 SMALL = {
-    "cct_2_3x2_32": 32,
-    "cct_2_3x2_32_sine": 32,
-    "cvt_13": 32,
-    "pvt_tiny": 32,
-    "t2t_vit_7": 224,
-    "t2t_vit_t_14": 224,
-    "shufflenet_v1_g3_050": 32,
+    "cct_2_3x2_32": {},
+    "cct_2_3x2_32_sine": {},
+    "cvt_13": {},
+    "pvt_tiny": {},
+    "t2t_vit_7": {"img_size": 32},
+    "t2t_vit_t_14": {"img_size": 32, "depth": 2},
+    "shufflenet_v1_g3_050": {},
 }
 NAMES = [
     name for name in timm.list_models() if timm.models.model_entrypoint(name).__module__.startswith(
@@ -65,13 +65,13 @@ NAMES = [
 ]  # fmt: skip
 
 
-def images(px, number=2, seed=0):
+def images(px=32, number=2, seed=0):
     return torch.randn(number, 3, px, px, generator=torch.Generator().manual_seed(seed))
 
 
 def model_of(name, **options):
     torch.manual_seed(0)
-    return timm.create_model(name, **options)
+    return timm.create_model(name, **SMALL[name], **options)
 
 
 def test_timm_knows_them_and_had_none_of_their_names():
@@ -93,7 +93,7 @@ def test_weights_and_multiply_adds_are_those_of_the_authors(name):
     )
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*SMALL, "cct_14_7x2_224"])
 def test_it_is_used_as_timms_models_are(name):
     with torch.device("meta"):
         model = timm.create_model(name, num_classes=7, in_chans=1)
@@ -113,7 +113,7 @@ def test_it_is_used_as_timms_models_are(name):
     assert set(model.no_weight_decay()) <= set(model.state_dict())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*SMALL, "cct_14_7x2_224"])
 def test_layers_of_their_own_rate_are_numbered_from_the_stem_to_the_head(name):
     with torch.device("meta"):
         model = timm.create_model(name)
@@ -128,7 +128,7 @@ def test_layers_of_their_own_rate_are_numbered_from_the_stem_to_the_head(name):
 @pytest.mark.parametrize("name", SMALL)
 def test_it_is_finite_in_float32_and_under_autocast(name):
     model = model_of(name, num_classes=5)
-    given = images(SMALL[name])
+    given = images()
     plain = model(given)
     with torch.autocast("cpu", torch.bfloat16):
         cast = model(given)
@@ -141,29 +141,29 @@ def test_it_is_finite_in_float32_and_under_autocast(name):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_its_weights_make_the_same_model(name):
-    one, other = model_of(name).eval(), timm.create_model(name).eval()
+    one, other = model_of(name).eval(), timm.create_model(name, **SMALL[name]).eval()
     with torch.no_grad():
-        assert not torch.equal(one(images(SMALL[name])), other(images(SMALL[name])))
+        assert not torch.equal(one(images()), other(images()))
         other.load_state_dict(one.state_dict())
-        assert torch.equal(one(images(SMALL[name])), other(images(SMALL[name])))
+        assert torch.equal(one(images()), other(images()))
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_it_learns_a_few_images_by_heart(name):
     model = model_of(name, num_classes=4)
-    given, labels = images(SMALL[name], 4), torch.arange(4)
+    given, labels = images(number=4), torch.arange(4)
     frozen = {
         key: weight.clone() for key, weight in model.named_parameters() if not weight.requires_grad
     }
     optimizer = torch.optim.AdamW([w for w in model.parameters() if w.requires_grad], lr=1e-3)
     losses = []
-    for _ in range(6):
+    while len(losses) < 20 and (len(losses) < 2 or losses[-1] > 0.5 * losses[0]):
         loss = nn.functional.cross_entropy(model(given), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < 0.5 * losses[0]
     assert all(torch.equal(dict(model.named_parameters())[key], frozen[key]) for key in frozen)
 
 
@@ -217,11 +217,6 @@ def test_models_without_an_option_say_which_line_of_the_recipe_to_leave_out():
 
 def test_every_class_names_its_options():
     """An unknown option is a TypeError, which recipes' errors are made of; no **kwargs takes it."""
-    for name in NAMES:
-        kinds = inspect.signature(type(_meta(name)).__init__).parameters.values()
+    for name in SMALL:
+        kinds = inspect.signature(type(model_of(name)).__init__).parameters.values()
         assert all(kind.kind is not kind.VAR_KEYWORD for kind in kinds)
-
-
-def _meta(name):
-    with torch.device("meta"):
-        return timm.create_model(name)

@@ -6,6 +6,7 @@ Source: Hassani et al. 2021, arXiv:2104.05704; github.com/SHI-Labs/Compact-Trans
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import Any
 
 from timm.layers import (
@@ -97,10 +98,7 @@ class CCT(ZooModel):
         super().__init__(in_chans, embed_dim, drop_rate)
         self.img_size = to_2tuple(img_size)
         widths = [in_chans] + [64] * (num_convs - 1) + [embed_dim]
-        layers = [
-            ConvLayer(before, after, kernel_size)
-            for before, after in zip(widths, widths[1:], strict=False)
-        ]
+        layers = [ConvLayer(before, after, kernel_size) for before, after in pairwise(widths)]
         self.tokenizer = nn.Sequential(*layers)
         self.grid = self.img_size
         for layer in layers:

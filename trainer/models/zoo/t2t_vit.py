@@ -7,6 +7,7 @@ Source: Yuan et al. 2021, arXiv:2101.11986; github.com/yitu-opensource/T2T-ViT.
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -62,7 +63,7 @@ class TokenPerformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         k, q, v = self.kqv(self.norm1(x)).chunk(3, dim=-1)
-        with torch.autocast(x.device.type, enabled=False):
+        with _in_float32(x):
             of_keys, of_queries = self.features(k.float()), self.features(q.float())
             total = of_queries @ of_keys.sum(dim=1)[:, :, None]
             mixed = of_queries @ (of_keys.transpose(1, 2) @ v.float()) / (total + 1e-8)
@@ -97,6 +98,14 @@ class TokenTransformer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
+
+
+def _in_float32(x: Tensor) -> AbstractContextManager[object]:
+    """Without autocast, where the device of x has it: the meta device has none."""
+    device = x.device.type
+    if not torch.amp.is_autocast_available(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
 
 
 _TOKENS = {"performer": TokenPerformer, "transformer": TokenTransformer}
