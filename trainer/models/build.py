@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import trainer.models.zoo  # noqa: F401  registers its models with timm
 from trainer.base import streams
 from trainer.base.errors import PlanError, did_you_mean
 from trainer.models.edit.layer_kinds import FROZEN_NORMS, AnyBatchNorm, RunningNorm, can_join

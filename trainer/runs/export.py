@@ -1,7 +1,8 @@
 """The trained model as other programs take it.
 
 `timm.create_model("local-dir:<run folder>", pretrained=True)` where timm alone builds the model,
-and in any case `trainer.runs.run_folder.open_model("<run folder>")`.
+and in any case `trainer.runs.run_folder.open_model("<run folder>")`. Models of trainer.models.zoo
+are timm's once that folder is imported.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from trainer.data.check import (
 from trainer.data.dataset import OpenedData
 from trainer.data.index import STAND_INS
 from trainer.engine.precise_norm import statistics_note
+from trainer.models import zoo
 from trainer.models.build import assemble, check_model_name, gmacs, num_parameters
 from trainer.models.edit.replacement import Replacement
 from trainer.models.freezing import frozen_names
@@ -450,7 +451,8 @@ def row(out: Console, row: Row, settings: Settings, plan: Plan) -> None:
 def opening(folder, plan: Plan) -> str:
     """The line of Python that opens a finished run's model."""
     if is_timms(plan):
-        return f"timm: create_model('local-dir:{folder}', pretrained=True)"
+        first = "import trainer.models.zoo, then " if zoo.has_model(plan.model) else ""
+        return f"timm: {first}create_model('local-dir:{folder}', pretrained=True)"
     return f"not timm's alone: trainer.runs.run_folder.open_model('{folder}')"
 
 
