@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import io
 import logging
 import sys
 import tempfile
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.base.errors import UserError, did_you_mean
+from trainer.base.signals import Stopped
 
 INPUT, OUTPUT = "images", "logits"
 # [B, C, H, W] float32, normalized, to float32 logits [B, K]; any B
@@ -146,7 +148,6 @@ class OpenVino(Format):
         with without_telemetry():
             import nncf  # an extra
 
-        nncf.set_log_level(logging.ERROR)
         made = nncf.quantize(
             openvino.Core().read_model(source),
             nncf.Dataset(inputs),
@@ -173,16 +174,16 @@ class TorchExport(Format):
     use_run = "model(torch.from_numpy(pixels[None]))[0].detach().numpy()"
 
     def write(self, model: nn.Module, example: Tensor, path: Path) -> None:
-        batch = torch.export.Dim("batch")
-        program = torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
-        torch.export.save(program, path)
+        torch.export.save(_graph_of(model, example), path)
 
     def engine(self, path: Path, num_threads: int | None = None) -> Engine:
         return _of_torch(torch.export.load(path).module())
 
 
 class TorchScript(Format):
-    """A traced TorchScript module, which libtorch runs too."""
+    """A traced TorchScript module, which libtorch runs too; of torch.export's graph, in which no
+    operation is Python's.
+    """
 
     name, file, runs_by = "torchscript", "model.pt", "torch"
     use_needs = "torch"
@@ -190,12 +191,21 @@ class TorchScript(Format):
     use_run = "model(torch.from_numpy(pixels[None]))[0].detach().numpy()"
 
     def write(self, model: nn.Module, example: Tensor, path: Path) -> None:
+        graph = _graph_of(model, example).module()
         with torch.no_grad():
-            traced = torch.jit.trace(model, example, check_trace=False)  # checked on images
+            traced = torch.jit.trace(graph, example, check_trace=False)  # checked on images
         torch.jit.save(traced, path)
 
     def engine(self, path: Path, num_threads: int | None = None) -> Engine:
-        return _of_torch(torch.jit.load(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of torch.jit's end
+            return _of_torch(torch.jit.load(path))
+
+
+def _graph_of(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
+    """For any number of images."""
+    batch = {0: torch.export.Dim("batch")}
+    return torch.export.export(model, (example,), dynamic_shapes=(batch,))
 
 
 def _of_torch(model: Callable[[Tensor], Tensor]) -> Engine:
@@ -246,13 +256,31 @@ def format_of(name: str) -> Format:
 
 def write_model(form: Format, model: nn.Module, example: Tensor, path: Path) -> None:
     """Raises UserError for a model that the format's exporter cannot follow."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporters' own code
+    with _quietly(f"to={form.name}: this model cannot be exported"):
+        form.write(model, example, path)
+
+
+def quantize_model(form: Format, source: Path, target: Path, inputs: Sequence[np.ndarray]) -> None:
+    """Raises UserError for a model that the format's quantizer cannot follow."""
+    with _quietly(f"int8=1: this model cannot be quantized for {form.name}"):
+        form.quantize(source, target, inputs)
+
+
+@contextlib.contextmanager
+def _quietly(failure: str) -> Iterator[None]:
+    """A block whose warnings and bars are of others' code; what it raises over a model's operations
+    becomes one line.
+    """
+    before = logging.root.manager.disable
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
         try:
-            form.write(model, example, path)
-        except Exception as error:  # whatever an exporter raises over a model's operations
+            yield
+        except Stopped:
+            raise
+        except Exception as error:
             reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise UserError(
-                f"to={form.name}: this model cannot be exported ({reason})",
-                f"use another format: {', '.join(FORMATS)}",
-            ) from error
+            raise UserError(f"{failure} ({reason})", "use another format, or report it") from error
+        finally:
+            logging.disable(before)

@@ -22,7 +22,7 @@ from trainer.base.settings import Settings
 from trainer.inference.classifier import Classifier
 from trainer.inference.export.card import CARD
 from trainer.inference.export.compare import Agreement, as_exported, compare, ran_by
-from trainer.inference.export.formats import Format, write_model
+from trainer.inference.export.formats import Format, quantize_model, write_model
 from trainer.inference.export.use_text import preprocessing, use_script
 
 FACTS, SCRIPT, RECORD = "preprocessing.json", "use.py", "export.json"
@@ -62,7 +62,7 @@ def export(
         if not agreement.is_good:
             return agreement, None
         if calibration:
-            form.quantize(whole, made / form.file, calibration)
+            quantize_model(form, whole, made / form.file, calibration)
             shutil.rmtree(whole.parent)
             exported = ran_by(classifier, form.engine(made / form.file))
             of_int8 = compare(classifier, exported, batches(), settings)
