@@ -223,6 +223,24 @@ def binomial_error_pct(score_pct: float, num_images: int) -> float:
     return 100 * math.sqrt(share * (1 - share) / num_images)
 
 
+def wilson_pct(num_right: int, num_images: int) -> tuple[float, float]:
+    """The 95 % confidence interval of an accuracy, in percent, by the choice of the images.
+
+    Source: Wilson 1927; it holds for few images and near 0 and 100 %, where +- 1.96 standard
+    errors do not.
+    """
+    z = float(special.ndtri(1 - ALPHA / 2))
+    share, weight = num_right / num_images, z**2 / num_images
+    middle = (share + weight / 2) / (1 + weight)
+    margin = z / (1 + weight) * math.sqrt(share * (1 - share) / num_images + weight**2 / z**2 / 4)
+    return 100 * max(0.0, middle - margin), 100 * min(1.0, middle + margin)
+
+
+def is_above_pct(score_pct: float, constant_pct: float, num_images: int) -> bool:
+    """Is an accuracy on num_images above one that is known, beyond chance at 95 % (two-sided)?"""
+    return score_pct > constant_pct + 1.96 * binomial_error_pct(constant_pct, num_images)
+
+
 def published_spread_pct(num_images: int) -> float:
     """RSB's standard deviation over seeds, scaled to another number of val images, in points.
 

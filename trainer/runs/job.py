@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,6 +39,7 @@ from trainer.data.profile import find_profile, majority_pct
 from trainer.distributed.communicator import Ranks, alone
 from trainer.engine.micro_batches import norm_images_used
 from trainer.models.build import gmacs, num_parameters
+from trainer.models.weights import weights_path
 from trainer.recipe import tree
 from trainer.recipe.adapt import adaptation
 from trainer.recipe.load import Positions
@@ -54,7 +55,15 @@ from trainer.runs.export import export_model
 from trainer.runs.finalize import end_run, rescued, write_curves
 from trainer.runs.guard import Guard
 from trainer.runs.pace import pace_of
-from trainer.runs.results import Row, RowDeviation, read_row, row_path, store_row, touches_result
+from trainer.runs.results import (
+    Row,
+    RowDeviation,
+    read_row,
+    read_row_file,
+    row_path,
+    store_row,
+    touches_result,
+)
 from trainer.runs.run import train_in_folder
 from trainer.runs.run_folder import own_folder
 
@@ -111,17 +120,24 @@ def published_recipe(page: Recipe) -> Recipe | None:
     return load_recipe(found[0]) if found else None
 
 
-def plan_of(job: Job) -> Plan:
+def plan_of(job: Job, check: Callable[[Plan], None] = lambda plan: None) -> Plan:
     """Page, model's lines, profile's adaptation, overrides; then the units. Reads no image.
+
+    check: raises what else is asked of the plan.
 
     Raises UserError for whatever does not fit, with all that is refused and one set= in its place.
     """
 
+    def checked(job: Job) -> Plan:
+        plan = _plan_of(job)
+        check(plan)
+        return plan
+
     def attempt(items: Mapping[str, Any]) -> Plan:
-        return _plan_of(dataclasses.replace(job, overrides=as_text(items)))
+        return checked(dataclasses.replace(job, overrides=as_text(items)))
 
     try:
-        return _plan_of(job)
+        return checked(job)
     except UserError as error:
         if not error.fix:
             raise
@@ -288,6 +304,7 @@ def _run_to_row(
         _check_same_images(folder, data.content_sha256)
         with must_write(folder):
             write_plan(folder, job, plan, data.content_sha256)
+    parent = parent_of(plan)  # now: by the end its folder may be gone
     guard = Guard(lock, faults(plan, folder, ranks) if faults else None)
     outcome = train_in_folder(plan, settings, data, folder, console, stop, ranks, guard, expected)
     if outcome.status == "stopped":
@@ -306,7 +323,7 @@ def _run_to_row(
         return (done if outcome.status == "finished" else EXIT_DIVERGED), None
     row, missing = end_run(
         outcome,
-        lambda to: _write_end(to, job, plan, settings, data, outcome),
+        lambda to: _write_end(to, job, plan, settings, data, outcome, parent),
         lambda row: _store(settings.results, row, folder, console),
         row_path(settings.results, name),
         lambda: stop.is_requested,
@@ -334,7 +351,29 @@ def _expected(
     return curve
 
 
-def _write_end(folder: Path, job: Job, plan: Plan, settings: Settings, data, outcome) -> Row:
+def parent_of(plan: Plan) -> dict[str, str | None]:
+    """The run whose weights a plan starts from, as its row names it; empty where they are no
+    run's.
+    """
+    pretrained = plan.recipe.model and plan.recipe.model.pretrained
+    if not pretrained or pretrained.file is None:
+        return {}
+    try:
+        row = read_row_file(weights_path(pretrained.file).parent / "row.json")
+    except UserError:  # no run's folder, or none any more
+        return {}
+    return {"parent": row.run, "parent_sha256": row.weights_sha256}
+
+
+def _write_end(
+    folder: Path,
+    job: Job,
+    plan: Plan,
+    settings: Settings,
+    data,
+    outcome,
+    parent: Mapping[str, str | None],
+) -> Row:
     """Write all that a run ends with into its folder, or into one that takes its place. Raises
     OSError.
     """
@@ -350,6 +389,7 @@ def _write_end(folder: Path, job: Job, plan: Plan, settings: Settings, data, out
         "cell": job.cell,
         "best_epoch": best_epoch(outcome.run.folder, outcome.run.curve) if settings.keep else None,
         "curves_incomplete": outcome.run.curves_incomplete,
+        **parent,
         **pace_of(outcome.run.folder / "speed.jsonl", plan),
     }
     row = row.model_copy(update=more)
@@ -446,6 +486,16 @@ def deviation_of_data(data) -> tuple[RowDeviation, ...]:
     return (RowDeviation(path="data", before="as its files", after=data.changes, origin="data"),)
 
 
+def deviation_of_head(state) -> tuple[RowDeviation, ...]:
+    """Of a row: pretrained weights had no classifier of this shape, so it started anew."""
+    section = state.plan.recipe.model
+    pretrained = section and section.pretrained
+    if not pretrained or pretrained.head == "new" or state.is_head_loaded:
+        return ()
+    path = "model.pretrained.head"
+    return (RowDeviation(path=path, before="kept", after="new", origin="weights"),)
+
+
 def make_row(
     name: str, plan: Plan, settings: Settings, data, outcome, weights_sha256: str | None
 ) -> Row:
@@ -475,6 +525,7 @@ def make_row(
             *deviation_rows(plan),
             *deviation_of_memory(state),
             *deviation_of_data(data),
+            *deviation_of_head(state),
         ),
         resolved_recipe=tree.plain(recipe),
         bad_images=plan.bad_images,

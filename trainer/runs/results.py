@@ -62,12 +62,13 @@ Percent = Annotated[float, Field(ge=0, le=100)]
 Amount = Annotated[NonNegative, Field(le=1e15)]
 
 
-FOUND_ORIGINS = ("memory", "data")  # of deviations that the plan does not have
+FOUND_ORIGINS = ("memory", "data", "weights")  # of deviations that the plan does not have
 
 
 class RowDeviation(StrictModel):
     """One deviation of a run from its recipe: the value at `path` before and after, and who changed
-    it: `set`, `profile` or `file`; `memory` that ran out, or `data` stored with other pixels.
+    it: `set`, `profile` or `file`; `memory` that ran out, `data` stored with other pixels, or
+    `weights` of another shape.
     """
 
     path: Text
@@ -103,7 +104,8 @@ class Row(StrictModel):
     scored weights; empty in older rows, and where one is not known. best_epoch: whose weights are
     kept beside the last ones (keep=best); chosen on val, so that epoch's score is no result.
     stop_if: what would have ended the run early (off_track), so that its score is of a run that was
-    not. weights_sha256: of the scored weights, see `weights_digest`.
+    not. weights_sha256: of the scored weights, see `weights_digest`. parent: the run whose weights
+    it started from (weights=<run>), parent_sha256: their digest, as that run's row has it.
     """
 
     run: Name
@@ -164,6 +166,8 @@ class Row(StrictModel):
     cuda_graphs: bool = False
     half_group_norm: bool = False
     weights_sha256: Text | None
+    parent: Name | None = None
+    parent_sha256: Text | None = None
     device: Text
     versions: dict[Text, Text]
     commit: Text | None

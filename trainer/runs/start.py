@@ -129,6 +129,7 @@ def train_rank(
     show.plan_in_brief(console, plan, settings, swaps)
     show.changed_images(console, opened)
     show.ignored_lines(console, opened.ignored)
+    show.stand_in_line(console, opened.split)
     if note := cache_note():
         console.print(note, markup=False)
     ranks.check(stop)
