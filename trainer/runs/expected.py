@@ -164,7 +164,7 @@ def _chosen(
     results: Path, plan: Plan, expect: str, plan_of_recipe: Callable[[str], Plan]
 ) -> tuple[str, Callable[[Row], bool]]:
     """(how the run names of the rows begin, is a row one of those that were asked for?)."""
-    named = None if "/" in expect or not expect else read_row(results, expect)
+    named = read_row(results, Path(expect).name) if expect else None  # its folder names it too
     if named is not None:
         of = named
         prefix = f"{of.recipe}.v{of.version}-{of.model}-{of.data}-s"
