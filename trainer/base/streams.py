@@ -27,6 +27,15 @@ PURPOSES = {
     "split": 10,
     "replacement": 11,
     "lighting": 12,
+    "rate_noise": 13,
+    "resize": 14,
+    "pad_crop": 15,
+    "vertical_flip": 16,
+    "color_jitter": 17,
+    "grayscale": 18,
+    "solarize": 19,
+    "gaussian_blur": 20,
+    "three_augment": 21,
 }
 
 

@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 from trainer.components.augmentation import Augmentation
-from trainer.components.crops import Flip, RandomResizedCrop
+from trainer.components.crops import Flip, RandomResizedCrop, Resize
 from trainer.components.erasing import RandomErasing
 from trainer.components.lighting import Lighting
+from trainer.components.moves import PadCrop, VerticalFlip
+from trainer.components.photometric import (
+    ColorJitter,
+    GaussianBlur,
+    Grayscale,
+    Solarize,
+    ThreeAugment,
+)
 from trainer.components.rand_augment import RandAugment
 from trainer.components.trivial_augment import TrivialAugment
 
 __all__ = [
     "Augmentation",
+    "ColorJitter",
     "Flip",
+    "GaussianBlur",
+    "Grayscale",
     "Lighting",
+    "PadCrop",
     "RandAugment",
     "RandomErasing",
     "RandomResizedCrop",
+    "Resize",
+    "Solarize",
+    "ThreeAugment",
     "TrivialAugment",
+    "VerticalFlip",
 ]
