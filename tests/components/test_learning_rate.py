@@ -181,7 +181,7 @@ def test_the_peak_follows_the_batch_by_the_pages_rule(scaling, expected):
         ({"schedule": {"name": "cosine", "end": 1e-6}}, "Field required"),
         (
             {"schedule": {"name": "step", "every_epochs": 0, "factor": 0.1}},
-            "greater than or equal to 1",
+            "greater than 0",
         ),
         ({"schedule": {"name": "step", "every_epochs": 30, "factor": 1.5}}, "less than 1"),
         (

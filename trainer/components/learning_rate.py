@@ -3,18 +3,57 @@
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 from typing import Annotated, Literal, Self
 
+import numpy as np
 from pydantic import Field, model_validator
 
-from trainer.base.component import NonNegative, StrictModel
+from trainer.base.component import NonNegative, Positive, Share, StrictModel
+from trainer.base.streams import uniforms
 from trainer.components.schedules import NumEpochs, Schedule
+
+
+class RateNoise(StrictModel):
+    """A rate that is multiplied by a random number around 1, a new one at each update.
+
+    from_share, to_share: between which shares of the epochs before a cooldown. std: deviation of a
+    normal number; limit: it is drawn again until it is nearer to 1 than this.
+
+    Raises ValueError for a range that does not rise.
+    Source: timm's Scheduler, in distribution (--lr-noise 0.42 0.9: std 1, limit 0.67); its draws
+    are of another generator.
+    """
+
+    from_share: Share
+    to_share: Share
+    std: Positive
+    limit: Annotated[float, Field(gt=0, lt=1)]
+
+    @model_validator(mode="after")
+    def _rises(self) -> Self:
+        if self.from_share >= self.to_share:
+            raise ValueError(
+                f"from_share {self.from_share:g} is not before to_share {self.to_share:g}: start"
+                " earlier"
+            )
+        return self
+
+    def factor_at(self, seed: int, update: int, num_updates: int) -> float:
+        """What the rate of one update is multiplied by, in (1 - limit, 1 + limit)."""
+        if not self.from_share * num_updates <= update < self.to_share * num_updates:
+            return 1.0
+        normal = NormalDist(1.0, self.std)
+        below = normal.cdf(1 - self.limit)
+        # A draw is a multiple of 2**-32, 0 among them: half a unit more keeps it inside.
+        drawn = float(uniforms(seed, "rate_noise", np.array([update]), 1)[0, 0]) + 2.0**-33
+        return normal.inv_cdf(below + drawn * (1 - 2 * below))
 
 
 class LearningRate(StrictModel):
     """The learning rate as a function of the step.
 
-    peak: the highest rate, for the recipe's own batch.images.
+    peak: the highest rate but for noise, for the recipe's own batch.images.
     warmup_epochs or warmup_steps, warmup_from: a straight line from warmup_from to the peak; one
         length and the start, or none of them. A warm-up in optimizer steps moves at every step.
     warmup_ends_at_peak: the line's last update is the peak already (numpy.linspace, as ConvNeXt),
@@ -27,8 +66,12 @@ class LearningRate(StrictModel):
         every step.
     scaling: how the peak follows the number of images per step when a profile changes it; None
         keeps it.
+    cooldown_epochs: so many epochs at the end of the run stay at the schedule's end; the schedule
+        spans those before. The run's `epochs` count both (timm counts the latter alone).
+    noise: a random factor, absent for none.
 
-    Raises ValueError for half a warm-up or two, or a warm-up or an end above the peak.
+    Raises ValueError for half a warm-up or two, a warm-up or an end above the peak, or a cooldown
+    at no rate.
     """
 
     peak: Annotated[float, Field(gt=0, le=100)]
@@ -41,6 +84,17 @@ class LearningRate(StrictModel):
     updated: Literal["per_epoch", "per_step"]
     scaling: Literal["linear", "sqrt"] | None = None
     schedule: Schedule
+    cooldown_epochs: NumEpochs | None = None
+    noise: RateNoise | None = None
+
+    @model_validator(mode="after")
+    def _cools_down_to_an_end(self) -> Self:
+        if self.cooldown_epochs is not None and not self.schedule.has_end:
+            raise ValueError(
+                f"{self.schedule.name} has no end at which cooldown_epochs could stay: leave them"
+                " out, or write a schedule with an end, such as cosine"
+            )
+        return self
 
     @model_validator(mode="after")
     def _warmup_is_whole(self) -> Self:
@@ -106,8 +160,27 @@ class LearningRate(StrictModel):
         """Optimizer steps of the warm-up, 0 without one."""
         return self.warmup_steps or (self.warmup_epochs or 0) * steps_per_epoch
 
-    def at(self, step: int, steps_per_epoch: int, epochs: int) -> float:
-        """The rate of step `step`, counted from 0, in a run of epochs * steps_per_epoch steps."""
+    def scheduled_epochs(self, epochs: int) -> int:
+        """The epochs of a run of `epochs` that come before the cooldown."""
+        return epochs - (self.cooldown_epochs or 0)
+
+    def at(self, step: int, steps_per_epoch: int, epochs: int, seed: int = 0) -> float:
+        """The rate of step `step`, counted from 0, in a run of epochs * steps_per_epoch steps.
+
+        seed: of the noise.
+        """
+        rate = self._smooth_at(step, steps_per_epoch, epochs)
+        if self.noise is None:
+            return rate
+        updates_per_epoch = 1 if self.updated == "per_epoch" else steps_per_epoch
+        update = step * updates_per_epoch // steps_per_epoch
+        num_updates = self.scheduled_epochs(epochs) * updates_per_epoch
+        return rate * self.noise.factor_at(seed, update, num_updates)
+
+    def _smooth_at(self, step: int, steps_per_epoch: int, epochs: int) -> float:
+        """The same without noise."""
+        if step >= self.scheduled_epochs(epochs) * steps_per_epoch:
+            return self.schedule.end_rate()
         warming = self._warmup_at(step, steps_per_epoch)
         if warming is not None and not self.warmup_multiplies:
             return warming
@@ -116,7 +189,7 @@ class LearningRate(StrictModel):
             self.peak,
             step * updates_per_epoch // steps_per_epoch,
             self.num_warmup_steps(updates_per_epoch),
-            epochs * updates_per_epoch,
+            self.scheduled_epochs(epochs) * updates_per_epoch,
             updates_per_epoch,
         )
         return rate if warming is None else rate * warming / self.peak
