@@ -98,6 +98,7 @@ VALUES = {
     "remode": "const", "train_interpolation": "bilinear", "opt_betas": "0.8 0.9",
     "val_resize_size": "300", "val_crop_size": "160", "train_crop_size": "160", "epochs": "60",
     "input_size": "192", "lr": "0.5", "min_lr": "1e-4", "lr_min": "1e-3", "resplit": "true",
+    "mixup_mode": "elem",
 }  # fmt: skip
 BESIDE = {
     "torchvision": {
@@ -118,6 +119,12 @@ BESIDE = {
 OTHERS = [("torchvision", flag) for flag in from_torchvision.FLAGS]
 OTHERS += [("convnext", flag) for flag in from_convnext.FLAGS]
 JOB = ("nodes", "ngpus")  # of run_with_submitit.py alone
+
+
+def test_small_images_of_convnext_are_padded_and_cut():
+    augment = make_recipe("convnext", "--input_size 32 --aa rand-m9 --reprob 0").recipe.augment
+    assert [part.name for part in augment] == ["resize", "flip", "pad_crop", "rand_augment"]
+    assert (augment[2].pad_px, augment[2].padding) == (4, "black")
 
 
 @pytest.mark.parametrize(("program", "flag"), OTHERS, ids=lambda item: getattr(item, "key", item))

@@ -20,8 +20,8 @@ from trainer.components.boxes import (
     drawn_start,
     first_fitting,
 )
-from trainer.components.pixels.transfer import on
 from trainer.components.schedules import NumEpochs, until_epoch_in
+from trainer.components.transfer import on
 
 
 class RandomErasing(OfNormalized):

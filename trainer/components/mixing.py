@@ -16,8 +16,8 @@ from torch import Tensor
 
 from trainer.base.component import Component
 from trainer.base.streams import uniforms
-from trainer.components.pixels.transfer import on
 from trainer.components.schedules import NumEpochs, until_epoch_in
+from trainer.components.transfer import on
 
 Alpha = Annotated[float, Field(gt=0, le=100)]
 Box = tuple[int, int, int, int]

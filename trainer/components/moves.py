@@ -15,7 +15,7 @@ from trainer.base.streams import uniforms
 from trainer.components.augmentation import OfPixels
 from trainer.components.boxes import drawn_start
 from trainer.components.pixels.operations import changed_where
-from trainer.components.pixels.transfer import colour_on, on
+from trainer.components.transfer import colour_on, on
 
 
 class VerticalFlip(OfPixels):

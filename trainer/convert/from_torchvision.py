@@ -141,7 +141,7 @@ def _schedule(draft: Draft, warmup: int) -> dict[str, Any]:
     if kind == "steplr":
         return step_schedule(args["lr_step_size"], args["lr_gamma"], epochs, warmup)
     if kind == "exponentiallr":
-        return step_schedule(1, args["lr_gamma"], epochs, warmup)
+        return {"name": "exponential", "factor": args["lr_gamma"], "period": "after_warmup"}
     if kind != "cosineannealinglr":
         draft.lose("lr_scheduler", "valid: steplr, cosineannealinglr, exponentiallr")
     return {"name": "cosine", "end": args["lr_min"], "period": "after_warmup"}

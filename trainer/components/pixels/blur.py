@@ -10,7 +10,7 @@ from torch.nn.functional import conv2d, pad
 
 from trainer.components.pixels.by_pil import filtered_by_pil
 from trainer.components.pixels.color import to_bytes
-from trainer.components.pixels.transfer import on
+from trainer.components.transfer import on
 
 _PASSES = 3
 _ONE = 1 << 24  # PIL's weights are whole numbers of 2**-24

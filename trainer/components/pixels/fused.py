@@ -21,7 +21,7 @@ from trainer.components.pixels import rows
 from trainer.components.pixels.geometry import INTERPOLATIONS
 from trainer.components.pixels.lookup import FIXED, MEASURED
 from trainer.components.pixels.matrices import MATRICES
-from trainer.components.pixels.transfer import colour_on, on
+from trainer.components.transfer import colour_on, on
 
 _NEAREST, _BICUBIC = (INTERPOLATIONS.index(name) for name in ("nearest", "bicubic"))
 _FIXED_POINT = 65536.0  # PIL reads nearest pixels in steps of 2**-16 px

@@ -14,7 +14,7 @@ from trainer.components.pixels.filters import sharpness
 from trainer.components.pixels.geometry import affine
 from trainer.components.pixels.lookup import FIXED, MEASURED, look_up
 from trainer.components.pixels.matrices import MATRICES
-from trainer.components.pixels.transfer import on
+from trainer.components.transfer import on
 
 BLENDS = {"color": color, "sharpness": sharpness}
 # A drawn operation is a place in here. The first one changes nothing.
