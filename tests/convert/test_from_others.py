@@ -69,7 +69,7 @@ def test_steps_of_torchvision_are_counted_after_the_warm_up():
     ("program", "flags", "named"),
     [
         ("torchvision", "--lr-warmup-epochs 3", "--lr-warmup-method"),
-        ("torchvision", "--auto-augment imagenet", "--auto-augment"),
+        ("torchvision", "--auto-augment augmix", "--auto-augment"),
         ("torchvision", "--norm-weight-decay 0.3", "--norm-weight-decay"),
         ("torchvision", "--weights IMAGENET1K_V2", "--weights"),
         ("torchvision", "--transformer-embedding-decay 0", "--transformer-embedding-decay"),
@@ -106,6 +106,7 @@ BESIDE = {
         "lr_min": "--lr-scheduler cosineannealinglr",
         "model_ema_steps model_ema_decay": "--model-ema",
         "ra_reps": "--ra-sampler",
+        "ra_magnitude": "--auto-augment ra",
     },
     "convnext": {
         "opt": "--opt=lion",
@@ -119,6 +120,19 @@ BESIDE = {
 OTHERS = [("torchvision", flag) for flag in from_torchvision.FLAGS]
 OTHERS += [("convnext", flag) for flag in from_convnext.FLAGS]
 JOB = ("nodes", "ngpus")  # of run_with_submitit.py alone
+
+
+@pytest.mark.parametrize(
+    ("flags", "name", "fields"),
+    [
+        ("ra --ra-magnitude 7", "rand_augment", {"magnitude": 7, "num_ops": 2, "num_bins": 31}),
+        ("cifar10", "auto_augment", {"policy": "cifar10", "interpolation": "bilinear"}),
+    ],
+)
+def test_torchvisions_own_policies(flags, name, fields):
+    part = make_recipe("torchvision", f"--auto-augment {flags}").recipe.augment[-1]
+    assert part.name == f"torchvision_{name}"
+    assert {key: getattr(part, key) for key in fields} == fields
 
 
 def test_small_images_of_convnext_are_padded_and_cut():

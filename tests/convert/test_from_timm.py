@@ -293,6 +293,11 @@ JITTER = ("color_jitter", {"brightness": 0.3, "contrast": 0.3, "saturation": 0.3
                 ("gaussian_blur", {"share": 0.1, "kernel_px": 23}),
             ),
         ),
+        (
+            "--aa original-mstd0.5 --train-interpolation bicubic",
+            (CROP, FLIP, ("auto_augment", {"policy": "original", "magnitude_std": 0.5})),
+        ),
+        ("--aa v0r", (CROP, FLIP, ("auto_augment", {"policy": "v0r", "magnitude_std": None}))),
         ("--no-aug --aa rand-m9 --reprob 0.2", (("resize", {"part": "center"}),)),
     ],
 )

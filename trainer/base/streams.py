@@ -36,6 +36,9 @@ PURPOSES = {
     "solarize": 19,
     "gaussian_blur": 20,
     "three_augment": 21,
+    "auto_augment": 22,
+    "torchvision_auto_augment": 23,
+    "torchvision_rand_augment": 24,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from trainer.components.augmentation import Augmentation
+from trainer.components.auto_augment import AutoAugment
 from trainer.components.crops import Flip, RandomResizedCrop, Resize
 from trainer.components.erasing import RandomErasing
 from trainer.components.lighting import Lighting
@@ -15,10 +16,12 @@ from trainer.components.photometric import (
     ThreeAugment,
 )
 from trainer.components.rand_augment import RandAugment
+from trainer.components.torchvision_augment import TorchvisionAutoAugment, TorchvisionRandAugment
 from trainer.components.trivial_augment import TrivialAugment
 
 __all__ = [
     "Augmentation",
+    "AutoAugment",
     "ColorJitter",
     "Flip",
     "GaussianBlur",
@@ -31,6 +34,8 @@ __all__ = [
     "Resize",
     "Solarize",
     "ThreeAugment",
+    "TorchvisionAutoAugment",
+    "TorchvisionRandAugment",
     "TrivialAugment",
     "VerticalFlip",
 ]

@@ -58,8 +58,19 @@ def _put_policy(draft: Draft, text: str, interpolation: str) -> None:
         draft.put("augment.three_augment.threshold", 128)
         draft.put("augment.three_augment.radius_px", (0.1, 2.0))
         return
+    policy, _, rest = text.partition("-")
+    if policy in ("original", "originalr", "v0", "v0r"):
+        std = re.fullmatch(r"mstd(\d+(?:\.\d*)?)", rest)
+        if rest and not std:
+            draft.lose("aa", "valid after a policy: mstd0.5 and the like")
+        draft.put("augment.auto_augment.policy", policy)
+        if std and float(std[1]) > 0:
+            draft.put("augment.auto_augment.magnitude_std", float(std[1]))
+        why = "timm's operations follow the crop's interpolation"
+        draft.assume("augment.auto_augment.interpolation", interpolation, why)
+        return
     if not text.startswith("rand"):
-        draft.lose("aa", "only RandAugment and TrivialAugment are known; none is in the recipe")
+        draft.lose("aa", "AugMix and other policies are not known; none is in the recipe")
         return
     fields, left_out = rand_augment_fields(text)
     for key, value in fields.items():
