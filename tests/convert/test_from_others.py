@@ -65,10 +65,16 @@ def test_steps_of_torchvision_are_counted_after_the_warm_up():
     assert schedule.at_epochs == (35, 65)
 
 
+def test_torchvisions_warm_up_stays_low_by_default():
+    found = make_recipe("torchvision", "--lr-warmup-epochs 3")
+    assert not found.lost and "--lr-warmup-method" in found.recipe.assumed["lr.warmup_holds"]
+    rates = [found.recipe.lr.at(epoch, 1, 90) for epoch in range(4)]
+    assert rates == pytest.approx([0.001, 0.001, 0.001, 0.1])
+
+
 @pytest.mark.parametrize(
     ("program", "flags", "named"),
     [
-        ("torchvision", "--lr-warmup-epochs 3", "--lr-warmup-method"),
         ("torchvision", "--auto-augment augmix", "--auto-augment"),
         ("torchvision", "--norm-weight-decay 0.3", "--norm-weight-decay"),
         ("torchvision", "--weights IMAGENET1K_V2", "--weights"),

@@ -13,6 +13,8 @@ from trainer.base.component import NonNegative, Positive, Share, StrictModel
 from trainer.base.streams import uniforms
 from trainer.components.schedules import NumEpochs, Schedule
 
+_ABOUT_WARMUP = ("warmup_ends_at_peak", "warmup_holds", "warmup_multiplies", "warmup_updated")
+
 
 class RateNoise(StrictModel):
     """A rate that is multiplied by a random number around 1, a new one at each update.
@@ -58,6 +60,8 @@ class LearningRate(StrictModel):
         length and the start, or none of them. A warm-up in optimizer steps moves at every step.
     warmup_ends_at_peak: the line's last update is the peak already (numpy.linspace, as ConvNeXt),
         not the one after.
+    warmup_holds: no line: the rate stays at warmup_from to the warm-up's end (torchvision's
+        constant).
     warmup_multiplies: the warm-up is a factor on the schedule, which runs from the first step on,
         and not a line up to its start: the factor rises from warmup_from / peak to 1 (mmcv, pycls).
     warmup_updated: "per_step" moves the warm-up at every step where the rate after it is kept for
@@ -79,6 +83,7 @@ class LearningRate(StrictModel):
     warmup_steps: Annotated[int, Field(ge=1)] | None = None
     warmup_from: NonNegative | None = None
     warmup_ends_at_peak: bool = False
+    warmup_holds: bool = False
     warmup_multiplies: bool = False
     warmup_updated: Literal["per_step"] | None = None
     updated: Literal["per_epoch", "per_step"]
@@ -108,11 +113,15 @@ class LearningRate(StrictModel):
                 (lengths[0], "warmup_from") if lengths else ("warmup_from", "warmup_epochs")
             )
             raise ValueError(f"{given} stands without {absent}: give both, or leave both out")
-        for key in ("warmup_ends_at_peak", "warmup_multiplies", "warmup_updated"):
+        for key in _ABOUT_WARMUP:
             if getattr(self, key) and not lengths:
                 raise ValueError(
                     f"{key} stands without warmup_epochs: leave it out, or give a warm-up"
                 )
+        if self.warmup_holds and self.warmup_ends_at_peak:
+            raise ValueError(
+                "warmup_holds and warmup_ends_at_peak are both there: keep one of them"
+            )
         if self.warmup_multiplies and self.schedule.starts_after_warmup:
             raise ValueError(
                 "warmup_multiplies needs a schedule that runs from the first step on: write"
@@ -147,8 +156,7 @@ class LearningRate(StrictModel):
         """The overrides that turn the warm-up off, with all that is about it. length: the key of
         its length.
         """
-        keys = ("warmup_from", "warmup_ends_at_peak", "warmup_multiplies", "warmup_updated")
-        values = {key: getattr(self, key) for key in keys}
+        values = {key: getattr(self, key) for key in ("warmup_from", *_ABOUT_WARMUP)}
         off = {
             f"lr.{key}": False if value is True else None
             for key, value in values.items()
@@ -203,6 +211,8 @@ class LearningRate(StrictModel):
         if update >= num_warmup:
             return None
         assert self.warmup_from is not None  # _warmup_is_whole
+        if self.warmup_holds:
+            return self.warmup_from
         num_rises = max(num_warmup - 1, 1) if self.warmup_ends_at_peak else num_warmup
         return self.warmup_from + (self.peak - self.warmup_from) * update / num_rises
 

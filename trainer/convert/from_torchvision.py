@@ -127,7 +127,7 @@ def _put_rate(draft: Draft) -> None:
         start = tidy(args["lr"] * args["lr_warmup_decay"])
         draft.put("lr.warmup_from", start, "lr_warmup_decay")
         if args["lr_warmup_method"] != "linear":
-            draft.lose("lr_warmup_method", "a low rate throughout; the recipe has a straight line")
+            draft.put("lr.warmup_holds", True, "lr_warmup_method")
     draft.assume("lr.updated", "per_epoch", "the script steps its schedule once per epoch")
     for key, value in _schedule(draft, warmup).items():
         draft.put(f"lr.schedule.{key}", value)
