@@ -9,13 +9,15 @@ import pytest
 import torch
 from PIL import Image
 from pydantic import ValidationError
+from scipy import stats
 from scipy.stats import binomtest, chisquare, ks_2samp
 from sklearn.datasets import load_sample_image
-from timm.data.auto_augment import AugmentOp, auto_augment_policy
+from timm.data.auto_augment import AugmentOp, AugMixAugment, augmix_ops, auto_augment_policy
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import autoaugment as torchvisions
 
 from support.draws import make_ids
+from trainer.components.aug_mix import AugMix
 from trainer.components.auto_augment import AutoAugment
 from trainer.components.pixels.operations import OPERATIONS
 from trainer.components.torchvision_augment import TorchvisionAutoAugment, TorchvisionRandAugment
@@ -215,3 +217,56 @@ def test_other_channels_go_without_colour(num_channels):
         images = torch.full((9, num_channels, PX, PX), 100, dtype=torch.uint8)
         few = {key: torch.from_numpy(values[:9]) for key, values in drawn.items()}
         assert part.apply(images, few, (0,) * num_channels).shape == images.shape
+
+
+@pytest.mark.parametrize("depth", [None, 2])
+def test_mixed_chains_equal_timms_class(monkeypatch, depth, photos):
+    """timm's own mixing of its own operations, with our numbers."""
+    part = AugMix(width=3, depth=depth, magnitude=6.0, alpha=1.0, interpolation="bilinear")
+    drawn = part.draw(0, make_ids(len(photos)), PX)
+    hparams = {"img_mean": FILL, "interpolation": Image.Resampling.BILINEAR}
+    expected = []
+    for row, photo in enumerate(photos):
+        chains = iter(
+            [
+                timms_operation(OPERATIONS[place], argument, hparams)
+                for place, argument in zip(*chain, strict=True)
+            ]
+            for chain in zip(drawn["operation"][row], drawn["argument"][row], strict=True)
+        )
+        with monkeypatch.context() as patch:
+            patch.setattr(np.random, "choice", lambda *given, chains=chains, **more: next(chains))
+            mixing = AugMixAugment([], depth=1)
+            mixed = mixing._apply_basic(
+                Image.fromarray(photo), drawn["weight"][row], float(drawn["share"][row])
+            )
+        expected.append(np.asarray(mixed))
+    ours = applied(part, photos, drawn)
+    apart = np.abs(ours.astype(int) - np.stack(expected))
+    # a level apart in a move, and then in a chain's equalize, now and then
+    assert np.quantile(apart, 0.99) <= 1 and apart.mean() < 0.1
+    exact = ~np.isin(drawn["operation"], [OPERATIONS.index(name) for name in MOVES]).any((1, 2))
+    assert exact.any() and apart[exact].max() == 0
+
+
+MOVES = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
+
+
+def test_chains_are_distributed_as_timms():
+    part = AugMix(width=3, magnitude=3.0, alpha=0.7, interpolation="random")
+    drawn = part.draw(0, make_ids(4000), PX)
+    places = [OPERATIONS.index(our_name(op.name)) for op in augmix_ops(3)]
+    found, counts = np.unique(drawn["operation"][..., 0], return_counts=True)
+    assert sorted(places) == found.tolist() and chisquare(counts).pvalue > 1e-3
+    lengths = np.bincount((drawn["operation"] > 0).sum(2).ravel(), minlength=4)
+    assert lengths[0] == 0 and chisquare(lengths[1:]).pvalue > 1e-3
+    assert stats.kstest(drawn["weight"][:, 0], stats.beta(0.7, 1.4).cdf).pvalue > 1e-3
+    assert np.allclose(drawn["weight"].sum(1), 1, atol=1e-6)
+    assert stats.kstest(drawn["share"], stats.beta(0.7, 0.7).cdf).pvalue > 1e-3
+    random.seed(0)
+    for name in ("Rotate", "TranslateXRel", "ColorIncreasing", "SolarizeIncreasing"):
+        op = AugmentOp(name, magnitude=3, hparams={"translate_pct": 0.3})
+        theirs = [op.level_fn(random.uniform(0, 3), op.hparams)[0] for _ in range(4000)]
+        ours = drawn["argument"][drawn["operation"] == OPERATIONS.index(our_name(name))]
+        ours = ours / PX if name.startswith("Translate") else ours
+        assert ks_2samp(ours, theirs).pvalue > 1e-3

@@ -297,6 +297,10 @@ JITTER = ("color_jitter", {"brightness": 0.3, "contrast": 0.3, "saturation": 0.3
             "--aa original-mstd0.5 --train-interpolation bicubic",
             (CROP, FLIP, ("auto_augment", {"policy": "original", "magnitude_std": 0.5})),
         ),
+        (
+            "--aa augmix-m5-w4-d2",
+            (CROP, FLIP, ("aug_mix", {"magnitude": 5, "width": 4, "depth": 2, "alpha": 1.0})),
+        ),
         ("--aa v0r", (CROP, FLIP, ("auto_augment", {"policy": "v0r", "magnitude_std": None}))),
         ("--no-aug --aa rand-m9 --reprob 0.2", (("resize", {"part": "center"}),)),
     ],

@@ -39,6 +39,7 @@ PURPOSES = {
     "auto_augment": 22,
     "torchvision_auto_augment": 23,
     "torchvision_rand_augment": 24,
+    "aug_mix": 25,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from trainer.components.aug_mix import AugMix
 from trainer.components.augmentation import Augmentation
 from trainer.components.auto_augment import AutoAugment
 from trainer.components.crops import Flip, RandomResizedCrop, Resize
@@ -20,6 +21,7 @@ from trainer.components.torchvision_augment import TorchvisionAutoAugment, Torch
 from trainer.components.trivial_augment import TrivialAugment
 
 __all__ = [
+    "AugMix",
     "Augmentation",
     "AutoAugment",
     "ColorJitter",

@@ -13,14 +13,14 @@ from trainer.components.pixels.channels import FromOperations
 from trainer.components.pixels.choice import operate_in_turn
 from trainer.components.pixels.operations import OPERATIONS
 from trainer.components.policies import IMAGENET, V0
-from trainer.components.rand_augment import ARGUMENTS, interpolations, levels
+from trainer.components.rand_augment import ARGUMENTS, INCREASING, interpolations, levels
 
 _PAIRS = {"original": IMAGENET, "originalr": IMAGENET, "v0": V0, "v0r": V0}
 _BITS = {
     "original": lambda level, sign, px: np.trunc(level * 4) + 4,
-    "originalr": lambda level, sign, px: 4 - np.trunc(level * 4),
+    "originalr": INCREASING["posterize"],
     "v0": ARGUMENTS["posterize"],
-    "v0r": lambda level, sign, px: 4 - np.trunc(level * 4),
+    "v0r": INCREASING["posterize"],
 }
 
 

@@ -74,7 +74,7 @@ class PadCrop(OfPixels):
         0 .. 2 * pad_px.
         """
         draws = uniforms(seed, self.purpose, ids, 2)
-        return {"start": drawn_start(draws, np.int64(2 * self.pad_px))}
+        return {"start": drawn_start(draws, np.array(2 * self.pad_px))}
 
     def apply(self, images: Tensor, drawn: dict[str, Tensor], fill: tuple[int, ...]) -> Tensor:
         """The moved images, [B, C, H, W] uint8 as before. fill: the data's mean per channel."""

@@ -39,7 +39,7 @@ ARGUMENTS: dict[str, Callable[[np.ndarray, np.ndarray, int], np.ndarray]] = {
     "translate_x": lambda level, sign, px: level * 0.45 * sign * px,
     "translate_y": lambda level, sign, px: level * 0.45 * sign * px,
 }
-_INCREASING = ARGUMENTS | {
+INCREASING = ARGUMENTS | {
     "posterize": lambda level, sign, px: 4 - np.trunc(level * 4),
     "solarize": lambda level, sign, px: 256 - np.trunc(level * 256),
     **dict.fromkeys(
@@ -115,7 +115,7 @@ class RandAugment(FromOperations):
             len(draws), self.num_ops, -1
         ).transpose(2, 0, 1)
         rules, left_out = (
-            _INCREASING if self.increasing else ARGUMENTS,
+            INCREASING if self.increasing else ARGUMENTS,
             self.left_out(num_channels),
         )
         arguments = {name: rule for name, rule in rules.items() if name not in left_out}

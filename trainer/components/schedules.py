@@ -79,7 +79,7 @@ def scaled_epochs(length: float, epochs: int, epochs_before: int) -> float:
     return round(length * epochs / epochs_before, 6)
 
 
-def whole_epochs(length: int, epochs: int, epochs_before: int) -> int:
+def whole_epochs(length: float, epochs: int, epochs_before: int) -> int:
     """The same in whole epochs, at least one."""
     return max(1, round(scaled_epochs(length, epochs, epochs_before)))
 

@@ -69,8 +69,11 @@ def _put_policy(draft: Draft, text: str, interpolation: str) -> None:
         why = "timm's operations follow the crop's interpolation"
         draft.assume("augment.auto_augment.interpolation", interpolation, why)
         return
+    if policy == "augmix":
+        _put_aug_mix(draft, rest.split("-"), interpolation)
+        return
     if not text.startswith("rand"):
-        draft.lose("aa", "AugMix and other policies are not known; none is in the recipe")
+        draft.lose("aa", "no policy that is known; none is in the recipe")
         return
     fields, left_out = rand_augment_fields(text)
     for key, value in fields.items():
@@ -83,6 +86,27 @@ def _put_policy(draft: Draft, text: str, interpolation: str) -> None:
     draft.assume(path, interpolation, "timm's operations follow the crop's interpolation")
     for piece, why in left_out:
         draft.lost.append((f"{args.label('aa')} {text}: {piece}", why))
+
+
+def _put_aug_mix(draft: Draft, pieces: list[str], interpolation: str) -> None:
+    """timm's `augmix-m3-w3-d2`."""
+    found = {"m": 3.0, "w": 3.0, "a": 1.0, "d": -1.0}
+    for piece in filter(None, pieces):
+        match = re.fullmatch(r"(mstd|m|w|d|a)(-?\d+(?:\.\d*)?)", piece)
+        if match:
+            found[match[1]] = float(match[2])
+        elif piece != "b0":
+            draft.lost.append((f"{draft.args.label('aa')} {piece}", "blended chain by chain"))
+    name = "augment.aug_mix"
+    draft.put(f"{name}.width", int(found["w"]))
+    if found["d"] > 0:
+        draft.put(f"{name}.depth", int(found["d"]))
+    draft.put(f"{name}.magnitude", min(found["m"], float(_STRONGEST)))
+    if found.get("mstd"):
+        draft.put(f"{name}.magnitude_std", found["mstd"])
+    draft.put(f"{name}.alpha", found["a"])
+    why = "timm's operations follow the crop's interpolation"
+    draft.assume(f"{name}.interpolation", interpolation, why)
 
 
 def rand_augment_fields(text: str) -> tuple[dict[str, Any], list[tuple[str, str]]]:

@@ -44,9 +44,9 @@ def _weighted(values: Tensor, weights: Tensor) -> Tensor:
     width = values.shape[-1]
     places = torch.arange(width + 2 * reach, device=values.device) - reach
     padded = values[..., places.clamp(0, width - 1)]
-    total = sum(
-        padded[..., place : place + width] * weights[:, :, place] for place in range(2 * reach + 1)
-    )
+    total = torch.zeros_like(values)
+    for place in range(2 * reach + 1):
+        total += padded[..., place : place + width] * weights[:, :, place]
     return (total + (_ONE >> 1)) >> 24
 
 
