@@ -70,7 +70,7 @@ def test_a_plan_cools_down():
                 "augment.random_erasing.until_epoch": 19,
             },
         ),
-        ("lr.cooldown_epochs=296", {"lr.warmup_epochs": 4}),
+        ("lr.cooldown_epochs=296", {"lr.warmup_epochs": 2}),
     ],
 )
 def test_an_end_outside_the_run_is_refused_with_one_inside(overrides, fix):

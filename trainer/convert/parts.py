@@ -224,10 +224,10 @@ def put_optimizer(draft: Draft, given: str, fields: Mapping[str, Any] | None = N
         draft.assume("optimizer.clip_global_norm", numbers["max_grad_norm"], why)
 
 
-def spare_vectors(draft: Draft) -> None:
-    """timm's rule of what does not decay."""
-    why = "timm spares all vectors and biases; what a model itself lists: kind no_weight_decay"
-    draft.assume("optimizer.no_decay", ("vectors", "biases"), why)
+def spare_vectors(draft: Draft, *kinds: str) -> None:
+    """timm's rule of what does not decay. kinds: further ones."""
+    why = "timm spares all vectors and biases, and what a model itself lists (no_weight_decay)"
+    draft.assume("optimizer.no_decay", ("vectors", "biases", *kinds), why)
 
 
 def _as_component(name: str, numbers: dict[str, Any]) -> dict[str, Any]:

@@ -250,13 +250,14 @@ class Recipe(StrictModel):
         most = scheduled - min(1, self.lr.schedule.min_steps_after_warmup(1))
         if warmup_epochs > most:
             sentence = (
-                f"lr.warmup_epochs {warmup_epochs} does not fit into the run's epochs"
-                f" {self.epochs}; write {most} at most"
+                f"lr.warmup_epochs {warmup_epochs} does not fit into the run's epochs {self.epochs}"
             )
+            # what fits best may be all of the run, which then never leaves the warm-up
+            half = scheduled // 2
             fix: dict[str, Any] = (
-                {"lr.warmup_epochs": most} if most else self.lr.without_warmup("warmup_epochs")
+                {"lr.warmup_epochs": half} if half else self.lr.without_warmup("warmup_epochs")
             )
-            raise refuse(("lr", "warmup_epochs"), sentence, fix=fix)
+            raise refuse(("lr", "warmup_epochs"), sentence, f"write {most} at most", fix=fix)
         return self
 
     @model_validator(mode="after")
@@ -279,10 +280,10 @@ class Recipe(StrictModel):
                 scaled = part.scaled_to(self.epochs, math.ceil(max(found, self.epochs)))
                 label = ".".join(part.name if isinstance(one, int) else one for one in place)
                 sentence = (
-                    f"{label}.{key} {found:g} does not fit into the run's epochs {self.epochs};"
-                    f" write {most:g} at most"
+                    f"{label}.{key} {found:g} does not fit into the run's epochs {self.epochs}"
                 )
-                raise refuse((*place, key), sentence, fix=tree.changed(label, part, scaled))
+                fix = tree.changed(label, part, scaled)
+                raise refuse((*place, key), sentence, f"write {most:g} at most", fix=fix)
         return self
 
     def _ending(self) -> Iterator[tuple[tuple[str | int, ...], Augmentation | Mixing]]:
@@ -404,6 +405,16 @@ def apply_overrides(
     assert not recipe.per_model, "overrides come after for_model"
     given = overrides_of(overrides) if isinstance(overrides, str) else overrides
     return overridden(recipe, given, origin, locked=ABOUT)
+
+
+def from_random_weights(recipe: Recipe) -> Recipe:
+    """A recipe that starts from weights which a run names, without them: to be read, built, tried.
+    Others are as they were.
+    """
+    pretrained = recipe.model and recipe.model.pretrained
+    if not pretrained or pretrained.file is not None:
+        return recipe
+    return apply_overrides(recipe, {"model.pretrained": None})[0]
 
 
 def open_recipe(path: Path) -> tuple[Recipe, Positions]:
