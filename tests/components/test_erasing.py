@@ -125,7 +125,7 @@ def test_nothing_is_erased_where_no_box_fits():
 
 
 def test_nothing_is_erased_from_an_epoch_on():
-    plain, ending = make(share=1.0), make(share=1.0, until_epoch=2)
+    plain, ending = make(share=1.0), make(share=1.0, until_epochs=2)
     for epoch in range(4):
         box = ending.draw(0, make_ids(20, epoch), IMAGE_PX)["box"]
         before = plain.draw(0, make_ids(20, epoch), IMAGE_PX)["box"]

@@ -114,7 +114,7 @@ def test_a_share_of_the_draws_mixes_and_they_are_those_of_before():
 
 @pytest.mark.parametrize("each", [None, "image", "pair"])
 def test_nothing_is_mixed_from_an_epoch_on(each):
-    page = CutMix(alpha=1.0, partner="reversed", each=each, until_epoch=2)
+    page = CutMix(alpha=1.0, partner="reversed", each=each, until_epochs=2)
     images, labels = micro_batch()
     for epoch in range(4):
         drawn = page.drawn(0, 7, {0: slice(None)}, PX, np.arange(len(images)), epoch)
@@ -252,7 +252,7 @@ def test_one_hot_targets_equal_timms(smoothing):
         {"name": "mixup", "alpha": 0.2},
         {"name": "mixup", "alpha": 0.2, "partner": "rolled", "each": "pair"},
         {"name": "mixup", "alpha": 0.2, "partner": "rolled", "mixed_share": 1.0},
-        {"name": "mixup", "alpha": 0.2, "partner": "rolled", "until_epoch": 0},
+        {"name": "mixup", "alpha": 0.2, "partner": "rolled", "until_epochs": 0},
         {"name": "cutmix", "alpha": 1.0, "partner": "shuffled"},
         {"name": "cutmix", "mixup_alpha": 1.0, "partner": "rolled"},
         {

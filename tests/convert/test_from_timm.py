@@ -327,7 +327,7 @@ def test_noise_is_over_the_epochs_that_timm_counts():
 def test_mixing_for_some_images_until_an_epoch():
     text = "--aa rand-m9 --mixup 0.2 --mixup-prob 0.6 --mixup-mode pair --mixup-off-epoch 250"
     mix = made(text).recipe.mix
-    assert (mix.mixed_share, mix.each, mix.until_epoch) == (0.6, "pair", 250)
+    assert (mix.mixed_share, mix.each, mix.until_epochs) == (0.6, "pair", 250)
     assert made("--aa rand-m9 --mixup 0.2 --mixup-prob 0").recipe.mix is None
 
 

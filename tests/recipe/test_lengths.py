@@ -19,13 +19,13 @@ ERASING = {
     "area": (0.02, 0.33),
     "aspect": (0.3, 3.3),
     "fill": "noise",
-    "until_epoch": 200,
+    "until_epochs": 200,
 }
 ENDING = apply_overrides(
     A2,
     {
         "lr.cooldown_epochs": 30,
-        "mix.until_epoch": 280,
+        "mix.until_epochs": 280,
         "augment": (*A2.augment, ERASING),
     },
 )[0]
@@ -39,7 +39,7 @@ def adapted(epochs):
 
 
 def ends_of(recipe):
-    return recipe.lr.cooldown_epochs, recipe.mix.until_epoch, recipe.augment[-1].until_epoch
+    return recipe.lr.cooldown_epochs, recipe.mix.until_epochs, recipe.augment[-1].until_epochs
 
 
 @pytest.mark.parametrize(
@@ -60,14 +60,14 @@ def test_a_plan_cools_down():
     ("overrides", "fix"),
     [
         ("lr.cooldown_epochs=300", {"lr.cooldown_epochs": None}),
-        ("mix.until_epoch=300", {"mix.until_epoch": 299}),
-        ("augment.random_erasing.until_epoch=301", {"augment.random_erasing.until_epoch": 299}),
+        ("mix.until_epochs=300", {"mix.until_epochs": 299}),
+        ("augment.random_erasing.until_epochs=301", {"augment.random_erasing.until_epochs": 299}),
         (
             "epochs=20",
             {
                 "lr.cooldown_epochs": None,
-                "mix.until_epoch": 19,
-                "augment.random_erasing.until_epoch": 19,
+                "mix.until_epochs": 19,
+                "augment.random_erasing.until_epochs": 19,
             },
         ),
         ("lr.cooldown_epochs=296", {"lr.warmup_epochs": 2}),

@@ -110,7 +110,10 @@ class AugMix(FromOperations):
         """
         mixed = torch.zeros(images.shape, dtype=torch.float32, device=images.device)
         for chain in range(self.width):
-            parts = [drawn[key][:, chain] for key in ("operation", "argument", "interpolation")]
+            operation, argument, interpolation = (
+                drawn[key][:, chain] for key in ("operation", "argument", "interpolation")
+            )
+            chained = operate_in_turn(images, operation, argument, interpolation, fill)
             weight = on(images.device, drawn["weight"][:, chain].numpy())[:, None, None, None]
-            mixed += operate_in_turn(images, *parts, fill).float() * weight
+            mixed += chained.float() * weight
         return blend(images.float(), to_bytes(mixed).float(), drawn["share"].numpy())

@@ -20,7 +20,7 @@ from trainer.components.boxes import (
     drawn_start,
     first_fitting,
 )
-from trainer.components.schedules import NumEpochs, until_epoch_in
+from trainer.components.schedules import NumEpochs, until_epochs_in
 from trainer.components.transfer import on
 
 
@@ -30,7 +30,7 @@ class RandomErasing(OfNormalized):
     share: how many of the images, in [0, 1].
     area: bounds of the box's share of the image.
     aspect: bounds of its height / width.
-    until_epoch: from this epoch on, counted from 0, nothing is erased.
+    until_epochs: from this epoch on, counted from 0, nothing is erased.
     fill: "noise" is a standard normal number per value (timm's pixel mode); "mean" is zero, as the
         images are normalized (torchvision).
 
@@ -45,7 +45,7 @@ class RandomErasing(OfNormalized):
     area: AreaRange
     aspect: AspectRange
     fill: Literal["noise", "mean"]
-    until_epoch: NumEpochs | None = None
+    until_epochs: NumEpochs | None = None
     purpose: ClassVar[str] = "erase"
     example: ClassVar[dict[str, Any]] = {
         "share": 0.25,
@@ -55,12 +55,12 @@ class RandomErasing(OfNormalized):
     }
 
     def scaled_to(self, epochs: int, epochs_before: int) -> Self:
-        until = until_epoch_in(epochs, epochs_before, self.until_epoch)
-        return self.model_copy(update={"until_epoch": until})
+        until = until_epochs_in(epochs, epochs_before, self.until_epochs)
+        return self.model_copy(update={"until_epochs": until})
 
     def lengths(self, epochs: int) -> Iterator[tuple[str, float, float]]:
-        if self.until_epoch is not None:
-            yield "until_epoch", self.until_epoch, epochs - 1
+        if self.until_epochs is not None:
+            yield "until_epochs", self.until_epochs, epochs - 1
 
     def draw(
         self, seed: int, ids: np.ndarray, image_px: int, num_channels: int = 3
@@ -82,8 +82,8 @@ class RandomErasing(OfNormalized):
             drawn_start(draws[:, -3], image_px - width),
         )
         is_erased = found & (draws[:, -2] < self.share)
-        if self.until_epoch is not None:
-            is_erased &= ids[:, 0] < self.until_epoch
+        if self.until_epochs is not None:
+            is_erased &= ids[:, 0] < self.until_epochs
         box = np.stack([top, left, height, width], axis=1) * is_erased[:, None]
         return {"box": box, "noise_key": (draws[:, -1] * 2.0**32).astype(np.int64)}
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trainer.base.component import Component
 from trainer.base.streams import uniforms
-from trainer.components.schedules import NumEpochs, until_epoch_in
+from trainer.components.schedules import NumEpochs, until_epochs_in
 from trainer.components.transfer import on
 
 Alpha = Annotated[float, Field(gt=0, le=100)]
@@ -68,7 +68,7 @@ class Mixing(Component):
     images: Annotated[int, Field(ge=2, le=1 << 20)] | None = None
     mixed_share: Annotated[float, Field(gt=0, lt=1)] | None = None
     each: Literal["image", "pair"] | None = None
-    until_epoch: NumEpochs | None = None
+    until_epochs: NumEpochs | None = None
 
     @model_validator(mode="after")
     def _pairs_are_partners(self) -> Self:
@@ -78,13 +78,13 @@ class Mixing(Component):
 
     def scaled_to(self, epochs: int, epochs_before: int) -> Self:
         """The same in a run of other length: it ends after the same share of it."""
-        until = until_epoch_in(epochs, epochs_before, self.until_epoch)
-        return self.model_copy(update={"until_epoch": until})
+        until = until_epochs_in(epochs, epochs_before, self.until_epochs)
+        return self.model_copy(update={"until_epochs": until})
 
     def lengths(self, epochs: int) -> Iterator[tuple[str, float, float]]:
         """(field, epochs in it, the most that a run of `epochs` has room for)."""
-        if self.until_epoch is not None:
-            yield "until_epoch", self.until_epoch, epochs - 1
+        if self.until_epochs is not None:
+            yield "until_epochs", self.until_epochs, epochs - 1
 
     def draw(self, seed: int, step: int, unit: int, image_px: int) -> Mix:
         """The mix of one of a step's units of square images of image_px pixels a side, a pure
@@ -162,7 +162,7 @@ class Mixing(Component):
         """The mix of each of a micro-batch's units. units: which images are a unit's, by its number
         in the step. places: of each image in its unit, [B] int64.
         """
-        if self.until_epoch is not None and epoch >= self.until_epoch:
+        if self.until_epochs is not None and epoch >= self.until_epochs:
             return [(own, _NOT_MIXED) for own in units.values()]
         if self.each is None:
             return [(own, self.draw(seed, step, unit, image_px)) for unit, own in units.items()]

@@ -84,13 +84,13 @@ def whole_epochs(length: float, epochs: int, epochs_before: int) -> int:
     return max(1, round(scaled_epochs(length, epochs, epochs_before)))
 
 
-def until_epoch_in(epochs: int, epochs_before: int, until_epoch: int | None) -> int | None:
+def until_epochs_in(epochs: int, epochs_before: int, until_epochs: int | None) -> int | None:
     """The same share of a run of another length, before its last epoch; None where nothing ends
     before, or no whole epoch is left after it.
     """
-    if until_epoch is None:
+    if until_epochs is None:
         return None
-    return min(whole_epochs(until_epoch, epochs, epochs_before), epochs - 1) or None
+    return min(whole_epochs(until_epochs, epochs, epochs_before), epochs - 1) or None
 
 
 class _Unscaled(Schedule):

@@ -181,7 +181,7 @@ def put_mix(draft: Draft) -> None:
     if each is not None:
         draft.put("mix.each", each)
     if args.has("mixup_off_epoch") and 0 < args["mixup_off_epoch"] < draft.values["epochs"]:
-        draft.put("mix.until_epoch", args["mixup_off_epoch"])
+        draft.put("mix.until_epochs", args["mixup_off_epoch"])
 
 
 def put_optimizer(draft: Draft, given: str, fields: Mapping[str, Any] | None = None) -> None:
