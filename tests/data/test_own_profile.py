@@ -115,5 +115,7 @@ def test_uneven_classes_are_told_a_set_that_a_recipe_takes(make_folder):
     printed = re.findall(r'set="(loss.class_weights=[^"]*)"', done.stdout)
     assert len(printed) == 2
     for given in printed:
-        recipe, _ = apply_overrides(load_recipe(find_recipe("torchvision-v1")), given)
+        recipe, _ = apply_overrides(
+            load_recipe(find_recipe("torchvision-v1")).for_model("resnet18"), given
+        )
         assert len(recipe.loss.class_weights) == 3
