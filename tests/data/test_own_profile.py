@@ -72,6 +72,7 @@ def test_every_recipe_takes_the_profile_as_it_is_written(tmp_path, num_train):
 
     assert (shown.exit_code, written.exit_code) == (0, 0)
     assert path.read_text().rstrip() in shown.stdout and path.read_text().rstrip() in written.stdout
+    assert f"lr-find recipe=A3 model=resnet18 data={path}" in written.stdout.replace("\n", "")
     profile = find_profile(str(path))
     assert profile.num_train == num_train and profile.num_val == 20 and profile.num_classes == 5
     for recipe in recipe_paths():
@@ -119,3 +120,26 @@ def test_uneven_classes_are_told_a_set_that_a_recipe_takes(make_folder):
             load_recipe(find_recipe("torchvision-v1")).for_model("resnet18"), given
         )
         assert len(recipe.loss.class_weights) == 3
+
+
+def test_no_profile_is_written_of_images_that_are_to_be_mended(make_folder, tmp_path):
+    root = make_folder(train={"cat": 3, "dog": 4}, val={"cat": 1, "dog": 2})
+    path = tmp_path / "photos.yaml"
+    words = ["check-data", "--data", str(root), "--profile", str(path)]
+    good = (root / "train/dog/0.jpg").read_bytes()
+    (root / "train/dog/0.jpg").write_bytes(b"")
+    bad = CliRunner().invoke(app, words)
+    assert bad.exit_code == 1 and "not written" in bad.stdout and not path.exists()
+    (root / "train/dog/0.jpg").write_bytes(good)
+    assert CliRunner().invoke(app, words).exit_code == 0 and path.exists()
+
+
+def test_a_profile_that_cannot_be_written_is_refused_before_an_image_is_read(
+    make_folder, tmp_path, monkeypatch
+):
+    root = make_folder(train={"a": 1, "b": 1}, val={"a": 1, "b": 1})
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("trainer.cli.data_commands.check_images", None)
+    words = ["check-data", "--data", str(root), "--profile", str(tmp_path / "file/x.yaml")]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 2 and "profile=" in done.stderr

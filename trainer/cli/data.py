@@ -61,6 +61,9 @@ def split(
     share: Annotated[
         float, typer.Option(help="Of each class's images that are for validation, in (0, 1).")
     ] = 0.2,
+    again: Annotated[
+        bool, typer.Option(help="Make a split that is there anew: images came or went.")
+    ] = False,
 ) -> None:
     """Make train/ and val/, of links, of a folder of class folders, or of a table of paths and
     labels. An image's split is the table's, or depends on the names in its class alone, so that the
@@ -68,7 +71,7 @@ def split(
     """
     from trainer.cli.split_data import split_data  # numpy: only once options are parsed
 
-    split_data(data, out, share)
+    split_data(data, out, share, again)
 
 
 @app.command("data")

@@ -67,7 +67,7 @@ def check_data(
             if profile is not None:
                 raise
         else:
-            _show_profile(out, measured, data, folder, profile)
+            _show_profile(out, measured, data, folder, profile, is_sound)
     _show_class_weights(out, list(reports["train"].class_counts.values()))
     if page is not None:
         _write_page(out, page, opened, reports, measured or known)
@@ -103,22 +103,28 @@ def _write_page(
 
 
 def _show_profile(
-    out: Console, made: Profile, data: str, folder: Path | None, path: Path | None
+    out: Console, made: Profile, data: str, folder: Path | None, path: Path | None, is_sound: bool
 ) -> None:
-    """Print a data profile that was measured and how it is used; write it to a path."""
+    """Print a data profile that was measured and how it is used; write it to a path, if all images
+    are sound: its numbers would be others once the bad ones are mended.
+    """
     to = path or Path(f"{made.name}.yaml")
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    where = command("check-data", data=data, data_dir=None if str(folder) == data else folder)
+    where += f" profile={to} writes it"
+    if path is not None and is_sound:
         write_atomically(path, as_yaml(made).encode())
-    where = (
-        f"written to {path}"
-        if path
-        else command("check-data", data=data, data_dir=None if str(folder) == data else folder)
-        + f" profile={to} writes it"
-    )
+        where = f"written to {path}"
+    elif path is not None:
+        where = f"not written to {path}: mend the images that are listed, then the same command"
     use = command("plan", recipe="A3", model="resnet18", data=to, data_dir=folder)
     out.print(Text(f"data profile of these images ({where}), to be edited; then {use}"))
     out.print(Text(as_yaml(made).rstrip()))
+    if made.adapt:
+        asks = command("lr-find", recipe="A3", model="resnet18", data=to, data_dir=folder)
+        batch = f"for this batch of {made.adapt.batch_images} images"
+        out.print(
+            Text(f"a recipe without a rule has no learning rate {batch}; {asks} measures one")
+        )
 
 
 def _show_class_weights(out: Console, counts: list[int]) -> None:

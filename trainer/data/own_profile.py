@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from trainer.base.errors import UserError
+from trainer.base.settings import check_writable
 from trainer.data.check import DataReport
 from trainer.data.profile import majority_of_counts
 from trainer.recipe import tree
@@ -115,9 +116,10 @@ def as_yaml(profile: Profile) -> str:
 
 def check_new(path: Path) -> None:
     """Can a profile be written here? Raises UserError where a file is there, as it may be edited,
-    and for a name that data= would not take for a profile's.
+    where nothing can be written, and for a name that data= would not take for a profile's.
     """
     if path.suffix not in (".yaml", ".yml"):
         raise UserError(f"profile={path}: not a YAML file's name", "use one that ends in .yaml")
     if path.exists():
         raise UserError(f"profile={path}: is there already", "remove it, or use another name")
+    check_writable("profile", path.parent)

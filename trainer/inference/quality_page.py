@@ -13,6 +13,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from trainer.base.disk import write_atomically
+from trainer.base.stats import wilson_pct
 from trainer.base.terminal import readable
 from trainer.inference.images import Pictures
 from trainer.inference.quality import Judged
@@ -61,9 +62,13 @@ def write_quality(
 
 
 def scores_line(judged: Judged) -> str:
-    """The scores in a line."""
+    """The scores in a line; Wilson's interval says what so few images tell of others like them."""
     number, classes = judged.num_images, len(judged.classes)
-    line = f"top-1 {100 * judged.num_top1 / number:.2f} % ({judged.num_top1:,} of {number:,})"
+    low, high = wilson_pct(judged.num_top1, number)
+    line = (
+        f"top-1 {100 * judged.num_top1 / number:.2f} % ({judged.num_top1:,} of {number:,}, 95 %"
+        f" interval {low:.1f} to {high:.1f} %)"
+    )
     if classes > 5:
         line += f"  top-5 {100 * judged.num_top5 / number:.2f} % ({judged.num_top5:,})"
     per_class = np.mean([right / n for _, right, n in judged.by_class()])

@@ -15,6 +15,7 @@ from trainer.models.parts.blur import BlurPool
 from trainer.models.parts.bodies import StagedBody
 from trainer.models.parts.convolutions import Convolution
 from trainer.models.parts.depth import DropBlock, StochasticDepth
+from trainer.models.parts.fusion import Fusion
 from trainer.models.parts.isotropic import IsotropicBody
 from trainer.models.parts.norms import Norm
 from trainer.models.parts.padding import SamePadding
@@ -26,8 +27,8 @@ InnerShare = Annotated[float, Field(gt=0, lt=1)]
 # The order in which parts are applied: those that bring norms or activations of their own come
 # before those that replace norms or activations.
 PARTS = (
-    "isotropic", "body", "stem", "convolution", "blur_pool", "same_padding", "attention", "norm",
-    "activation", "weight_standardization", "stochastic_depth", "drop_block",
+    "isotropic", "body", "stem", "convolution", "blur_pool", "same_padding", "attention", "fusion",
+    "norm", "activation", "weight_standardization", "stochastic_depth", "drop_block",
 )  # fmt: skip
 
 
@@ -113,6 +114,7 @@ class Model(StrictModel):
     blur_pool: BlurPool | None = None
     same_padding: SamePadding | None = None
     attention: Attention | None = None
+    fusion: Fusion | None = None
     norm: Norm | None = None
     activation: Activation | None = None
     weight_standardization: Standardization | None = None

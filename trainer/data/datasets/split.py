@@ -60,9 +60,20 @@ def split_of(folder: Path) -> str:
         return "val"
 
 
-def split_folder(root: Path, out: Path, val_share: float) -> dict[str, int]:
+def _is_split_of(out: Path, root: Path) -> bool:
+    """Is a folder the split of another, with nothing in it but links?"""
+    try:
+        is_its = json_file(out / _FACTS)["of"] == str(root.resolve())
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    files = (Path(folder) / name for folder, _, names in os.walk(out) for name in names)
+    return is_its and all(path.is_symlink() or path == out / _FACTS for path in files)
+
+
+def split_folder(root: Path, out: Path, val_share: float, is_again: bool = False) -> dict[str, int]:
     """Make out/train/<class>/ and out/val/<class>/ of links to the images of root/<class>/, and
-    out/split.json, which says how. Gives the images of each split.
+    out/split.json, which says how. Gives the images of each split. is_again: in the place of an
+    earlier split of the same folder.
 
     Raises DataError for a class of one image, and as class_files does; UserError where `out` is
     there already or cannot be written.
@@ -73,10 +84,11 @@ def split_folder(root: Path, out: Path, val_share: float) -> dict[str, int]:
     for paths in class_files(root).values():
         for split, name in _by_share(paths, val_share, root):
             links.append((split, os.fsdecode(name), root / os.fsdecode(name)))
-    return _link(out, links, {"of": str(root.resolve()), "val_share": val_share, "rule": RULE})
+    facts = {"of": str(root.resolve()), "val_share": val_share, "rule": RULE}
+    return _link(out, links, facts, is_again)
 
 
-def split_table(table: Path, out: Path, val_share: float) -> dict[str, int]:
+def split_table(table: Path, out: Path, val_share: float, is_again: bool = False) -> dict[str, int]:
     """The same of a table: .csv, .tsv or .parquet with columns path, label and perhaps split. Gives
     the images of each split, and how many of its test were left out.
 
@@ -115,7 +127,7 @@ def split_table(table: Path, out: Path, val_share: float) -> dict[str, int]:
                     f"{table}:{row.line}: split {split!r}", f"use train, {', '.join(_VAL_WORDS)}"
                 )
     how = {"column": table.name} if is_split else {"val_share": val_share, "rule": RULE}
-    counts = _link(out, links, {"of": str(table.resolve()), **how})
+    counts = _link(out, links, {"of": str(table.resolve()), **how}, is_again)
     return counts | ({"left_out": left_out} if left_out else {})
 
 
@@ -136,11 +148,18 @@ def _by_share(paths: list[bytes], val_share: float, where: Path) -> Iterator[tup
 
 
 def _link(
-    out: Path, links: Iterable[tuple[str, str, Path]], facts: dict[str, Any]
+    out: Path, links: Iterable[tuple[str, str, Path]], facts: dict[str, Any], is_again: bool
 ) -> dict[str, int]:
-    """Make a folder of links, each (split, <class>/<file>, the image), at once."""
-    if os.path.lexists(out):
-        raise UserError(f"{out}: is there already", f"use data={out}, or another out=")
+    """Make a folder of links, each (split, <class>/<file>, the image), at once.
+
+    is_again: in the place of one that was made of the same.
+    """
+    is_same = _is_split_of(out, Path(facts["of"]))
+    if os.path.lexists(out) and not (is_again and is_same):
+        again = "again=1 to make it anew, if images came or went, " if is_same else ""
+        raise UserError(
+            f"{out}: is there already", f"use data={out} as it is, {again}or another out="
+        )
     counts = {"train": 0, "val": 0}
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
@@ -150,6 +169,7 @@ def _link(
             link.symlink_to(image.resolve())
             counts[split] += 1
         (part / _FACTS).write_text(json.dumps(facts | counts, indent=2) + "\n")
+        shutil.rmtree(out, ignore_errors=True)
         part.rename(out)
     except OSError as error:
         raise UserError(f"{out}: cannot be made ({why(error)})", "use another out=") from None
