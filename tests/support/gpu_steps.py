@@ -32,9 +32,10 @@ def started(name: str, precision: str = "bf16", **settings):
     """A state two steps on, as the first ones copy what stays, and its micro-batches. On the last
     GPU: the first is where a tensor lies that is told none.
     """
-    recipe = load_recipe(find_recipe(name))  # its schedule may not fit into fewer epochs
+    page = load_recipe(find_recipe(name))
     kinds = name.partition(".")[0], name.partition("-")[0]
     model = next((_MODELS[kind] for kind in kinds if kind in _MODELS), "test_resnet")
+    recipe = page.for_model(model)  # its schedule may not fit into fewer epochs
     smaller = [
         f"model.{part}.{key}={list(value) if isinstance(value, tuple) else value}"
         for part, values in SMALLER.items()

@@ -79,10 +79,14 @@ def _check_weights(weights: ClassWeights | None, num_classes: int) -> None:
         )
 
 
+def _on_device(weights: ClassWeights | None, like: Tensor) -> Tensor | None:
+    return None if weights is None else _copied(weights, like.dtype, like.device)
+
+
 @functools.cache
-def _on_device(weights: ClassWeights, like: tuple[torch.dtype, torch.device]) -> Tensor:
+def _copied(weights: ClassWeights, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Copied once: a copy in every step would make the host wait for a GPU."""
-    return torch.tensor(weights, dtype=like[0], device=like[1])
+    return torch.tensor(weights, dtype=dtype, device=device)
 
 
 class _PerClass(ImageLoss):
@@ -135,8 +139,7 @@ class BinaryCrossEntropy(_PerClass):
     example: ClassVar[dict[str, Any]] = {}
 
     def _mean(self, logits: Tensor, targets: Tensor) -> Tensor:
-        given = self.class_weights
-        weights = given and _on_device(given, (targets.dtype, targets.device))
+        weights = _on_device(self.class_weights, targets)
         return functional.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights)
 
     def best_logits(self, shares: Tensor) -> Tensor:
@@ -231,8 +234,7 @@ class CrossEntropy(ImageLoss):
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The loss of one micro-batch: logits and targets [B, K] to a scalar, in nats."""
-        given = self.class_weights
-        weights = given and _on_device(given, (targets.dtype, targets.device))
+        weights = _on_device(self.class_weights, targets)
         return functional.cross_entropy(logits.to(targets.dtype), targets, weight=weights)
 
     def best_logits(self, shares: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import sys
 import datasets
 import pytest
 
+from trainer.data.dataset import open_data
 from trainer.data.datasets import hf
 from trainer.data.datasets.packed import open_files
 from trainer.data.index import DataError
@@ -130,10 +131,16 @@ def test_one_split_alone_is_refused(tmp_path):
         find_profile(str(tmp_path / "set"))
 
 
-def test_a_set_without_validation_is_refused(tmp_path):
+def test_test_stands_for_a_validation_that_is_not_there(tmp_path):
     datasets.DatasetDict({"train": dataset_of(), "test": dataset_of()}).save_to_disk(
         str(tmp_path / "set")
     )
+    data = open_data(find_profile(str(tmp_path / "set")), tmp_path / "set")
+    assert data.split == "test" and data.val.num_images == data.train.num_images
+
+
+def test_a_set_without_validation_is_refused(tmp_path):
+    datasets.DatasetDict({"train": dataset_of()}).save_to_disk(str(tmp_path / "set"))
     with pytest.raises(
         DataError, match="a datasets folder without val; use a val/ that save_to_disk wrote"
     ):
