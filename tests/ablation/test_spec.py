@@ -450,7 +450,7 @@ def test_the_plan_of_an_ablation_lists_its_cells_and_missing_runs(results, tmp_p
         for line in text.splitlines()
         if "of 2" in line
     }
-    assert "1 of 2" in rows["BCE"] and "the base, A2.v1" in rows["BCE"]
+    assert "1 of 2" in rows["BCE"] and "the base, A2.v2" in rows["BCE"]
     assert "2 of 2, 1 diverged" in rows["CE"] and "loss ce" in rows["CE"]
     assert "0 of 2" in rows["soft BCE"] and "loss.threshold off" in rows["soft BCE"]
 
@@ -470,7 +470,7 @@ def test_cumulative_steps_are_described_by_what_they_add(tmp_path):
         if len(cells) > 3
     }
     assert shown_cells["CE"] == "loss ce" and shown_cells["+ GELU"] == "model.activation gelu"
-    assert shown_cells["A3"].startswith("recipe A3.v1: ") and "repeats off" in shown_cells["A3"]
+    assert shown_cells["A3"].startswith("recipe A3.v2: ") and "repeats off" in shown_cells["A3"]
 
 
 def test_the_estimate_is_of_what_is_missing_and_says_what_it_rests_on(results, tmp_path):

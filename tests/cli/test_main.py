@@ -164,9 +164,7 @@ def test_the_plan_has_steps_images_rates_batch_and_deviations():
     )  # the rate is not scaled behind the reader's back
 
 
-@pytest.mark.parametrize(
-    ("model", "family"), [("test_resnet", ""), ("test_efficientnet", "efficientnet")]
-)
+@pytest.mark.parametrize(("model", "family"), [("test_resnet", ""), ("test_byobnet", "byobnet")])
 def test_the_plan_says_of_a_family_that_it_is_untested(model, family):
     done = rsb("plan", "--recipe", "A3", "--model", model)
     lines = [line for line in done.output.splitlines() if "untested" in line]
@@ -280,9 +278,9 @@ def test_the_recipes_are_listed():
     done = rsb("recipes")
     assert done.exit_code == 0
     assert {
-        "A1.v1",
-        "A2.v1",
-        "A3.v1",
+        "A1.v2",
+        "A2.v2",
+        "A3.v2",
         "convnext.v2",
         "torchvision-v1.v1",
         "torchvision-v2.v3",

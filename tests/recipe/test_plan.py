@@ -95,7 +95,7 @@ def test_a_seed_outside_its_range_is_refused(seed):
 def test_the_run_name_changes_with_all_that_may_change_the_score_and_with_nothing_else():
     plan = small_plan()
     base = plan.run_name("f")
-    assert base.startswith("A2.v1-test_resnet-digits-s0-") and len(base.rsplit("-", 1)[1]) == 6
+    assert base.startswith("A2.v2-test_resnet-digits-s0-") and len(base.rsplit("-", 1)[1]) == 6
     others = [
         small_plan(seed=1).run_name("f"),
         small_plan(model="test_convnext").run_name("f"),

@@ -263,6 +263,34 @@ def next_value_range(values: Sequence[float]) -> tuple[float, float] | None:
     return mean - margin, mean + margin
 
 
+def sigma_of(share: float) -> float:
+    """The sigma of a normal distribution beyond which lies a share of it, on one side."""
+    return -float(special.ndtri(share))
+
+
+def sigma_off(score_pct: float, scores_pct: Sequence[float], num_images: int) -> float:
+    """How far one more accuracy lies from n earlier ones on num_images, by its chance under them:
+    as sigmas of a normal distribution, negative below.
+
+    The chance is that of Student's t with n - 1 degrees of freedom, of the distance to their mean
+    by std * sqrt(1 + 1 / n). At least the images' binomial error takes the std's place, with one
+    more right and one more wrong, so that 0 and 100 % have one: a few seeds may be alike by
+    chance. So no more than the nominal share of equally distributed scores is outside, if their
+    true spread is the seeds' or smaller than the floor. Raises ValueError for n < 2.
+    """
+    n = len(scores_pct)
+    if n < 2:
+        raise ValueError("one earlier score has no spread")
+    mean, std, scale = statistics.fmean(scores_pct), std_of(scores_pct), math.sqrt(1 + 1 / n)
+    off = score_pct - mean
+    smoothed_pct = (mean * num_images + 100) / (num_images + 2)
+    sigma = abs(off) / (binomial_error_pct(smoothed_pct, num_images) * scale)
+    if std:
+        by_seeds = sigma_of(float(special.stdtr(n - 1, -abs(off) / (std * scale))))
+        sigma = min(sigma, by_seeds)
+    return math.copysign(sigma, off)
+
+
 def front_of(
     costs: Sequence[tuple[float, float]], gains: Sequence[tuple[float, float]]
 ) -> list[int]:

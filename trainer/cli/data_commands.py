@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.text import Text
 
 from trainer.base.commands import command
 from trainer.base.cores import num_cores
-from trainer.base.disk import write_atomically
+from trainer.base.disk import why, write_atomically
 from trainer.base.errors import UserError, did_you_mean
 from trainer.base.settings import worker_count
+from trainer.data.check import DataReport
 from trainer.data.check import check_data as check_images
-from trainer.data.dataset import open_data
+from trainer.data.dataset import OpenedData, open_data
 from trainer.data.datasets.builtin import open_set
 from trainer.data.datasets.packed import holds_files
 from trainer.data.ffcv.beton_writer import Storage, write_beton
-from trainer.data.own_profile import NoImages, as_yaml, check_new, own_profile
+from trainer.data.own_profile import NoImages, as_yaml, check_new, class_weights, own_profile
 from trainer.data.profile import data_folder, find_profile
+from trainer.inference.data_page import write_data_page
+from trainer.recipe.overrides import as_set
 from trainer.recipe.profiles import PROFILES, Profile
 from trainer.runs import summary
 from trainer.runs.job import Job
@@ -28,11 +33,19 @@ __all__ = ["Job", "check_data", "parity", "storage_of", "write_data"]
 
 FORMATS = ("beton", "raw")
 RAW_SIDE_PX = 256  # what most resized copies of ImageNet have
+_UNEVEN = 1.5  # times the images of the smallest class in the largest
+_MOST_WEIGHTS = 100
 
 
-def check_data(data: str, data_dir: Path | None, workers: str, profile: Path | None = None) -> bool:
+def check_data(
+    data: str,
+    data_dir: Path | None,
+    workers: str,
+    profile: Path | None = None,
+    page: Path | None = None,
+) -> bool:
     """Decode every image and print a report of each split, with a data profile of files; would
-    training meet no bad image? profile: the file to write it to.
+    training meet no bad image? profile: the file to write it to. page: the folder of a page.
     """
     num_threads = max(1, worker_count(workers, auto=num_cores()))
     known, folder = find_profile(data, data_dir), data_folder(data, data_dir)
@@ -46,6 +59,7 @@ def check_data(data: str, data_dir: Path | None, workers: str, profile: Path | N
         for split, images in (("train", opened.train), ("val", opened.val))
     }
     is_sound = summary.data_reports(out, opened, reports)
+    measured = None
     if profile is not None or (folder is not None and data not in PROFILES):
         try:
             measured = own_profile(known.name, **reports)
@@ -54,7 +68,38 @@ def check_data(data: str, data_dir: Path | None, workers: str, profile: Path | N
                 raise
         else:
             _show_profile(out, measured, data, folder, profile, is_sound)
+    _show_class_weights(out, list(reports["train"].class_counts.values()))
+    if page is not None:
+        _write_page(out, page, opened, reports, measured or known)
     return is_sound
+
+
+def _write_page(
+    out: Console,
+    page: Path,
+    opened: OpenedData,
+    reports: Mapping[str, DataReport],
+    profile: Profile,
+) -> None:
+    """Write the page of a data set and say where. Raises UserError where it cannot be written."""
+    facts = [
+        ("images", f"{profile.num_train:,} train, {profile.num_val:,} {opened.split}"),
+        ("classes", f"{profile.num_classes:,}"),
+        ("mean, deviation", f"{list(profile.mean)}, {list(profile.std)}"),
+    ]
+    if (pixels := reports["train"].pixels) is not None and len(pixels.sizes):
+        width, height = np.median(pixels.sizes[pixels.sizes.any(axis=1)], axis=0).tolist()
+        facts.append(("median size", f"{width:.0f} x {height:.0f} px"))
+    if profile.adapt is not None:
+        adapted = profile.adapt.model_dump(exclude_none=True)
+        facts.append(("adaptation", ", ".join(f"{key} {one}" for key, one in adapted.items())))
+    try:
+        path = write_data_page(page, opened.train, reports, f"{profile.name}: data", facts)
+    except OSError as error:
+        raise UserError(
+            f"{page}: cannot be written ({why(error)})", "use page=<elsewhere>"
+        ) from None
+    out.print(f"page  {path}", markup=False)
 
 
 def _show_profile(
@@ -80,6 +125,16 @@ def _show_profile(
         out.print(
             Text(f"a recipe without a rule has no learning rate {batch}; {asks} measures one")
         )
+
+
+def _show_class_weights(out: Console, counts: list[int]) -> None:
+    """How uneven classes may be weighted; nothing where they are even, or too many to write."""
+    if max(counts) < _UNEVEN * min(counts) or len(counts) > _MOST_WEIGHTS:
+        return
+    out.print(Text("uneven classes; weights that a loss may give them (ce and bce):"))
+    for rule, weights in class_weights(counts).items():
+        written = as_set({"loss.class_weights": tuple(weights)})
+        out.print(Text(f"  {rule}: {written}"), soft_wrap=True)
 
 
 def storage_of(

@@ -17,6 +17,7 @@ import trainer.cli.ablate
 import trainer.cli.bench
 import trainer.cli.convert
 import trainer.cli.data
+import trainer.cli.export
 import trainer.cli.figure
 import trainer.cli.inference
 import trainer.cli.lr_find

@@ -190,6 +190,36 @@ KeepEvery = Annotated[
         help="Epochs between two checkpoints to keep; 0: keep only the last two.",
     ),
 ]
+StopIf = Annotated[
+    str,
+    typer.Option(
+        "--stop-if",
+        "--stop_if",
+        help="off_track: save and end (exit 1) where two evaluations in a row are below those of "
+        "earlier rows; the same command without it resumes.",
+    ),
+]
+Expect = Annotated[
+    str,
+    typer.Option(
+        help="Rows to compare evaluations with: a run (all seeds of its recipe), "
+        "<ablation>/<cell> or a recipe; default: the same recipe, model and data."
+    ),
+]
+Debug = Annotated[
+    str,
+    typer.Option(
+        help="nan: name the first layer and gradient that is not finite, dead gradients and loss "
+        "spikes; slower, same result."
+    ),
+]
+Keep = Annotated[
+    str,
+    typer.Option(
+        help="best: keep the weights of the epoch with the best score too (best.safetensors); the "
+        "result stays the last epoch's."
+    ),
+]
 BadImages = Annotated[
     str,
     typer.Option(
@@ -222,7 +252,7 @@ def with_weights(overrides: str, weights: str, runs: Path = Path("runs")) -> str
         sha256 = read_weights(weights_path(given)).sha256
     except WeightsError as error:
         raise error.raised_as(WeightsError, place="weights") from None
-    start = as_text({"model.pretrained": {"file": given, "sha256": sha256}})
+    start = as_text({"model.pretrained.file": given, "model.pretrained.sha256": sha256})
     return f"{start} {overrides}".rstrip()
 
 

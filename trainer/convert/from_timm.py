@@ -13,6 +13,7 @@ from typing import Any
 
 from timm.models import get_pretrained_cfg, is_model
 
+import trainer.models.zoo  # noqa: F401  registers its models with timm
 from trainer.convert.draft import Draft
 from trainer.convert.parts import (
     multi_step_schedule,

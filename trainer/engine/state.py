@@ -22,6 +22,7 @@ from trainer.distributed.joined_norms import JoinedNorms
 from trainer.engine.activation_checkpointing import recompute_activations
 from trainer.engine.compile import Compiled
 from trainer.engine.cuda_graphs import CapturedPasses, Passes
+from trainer.engine.nan_debug import NanDebug
 from trainer.engine.precise_norm import StepStatistics
 from trainer.engine.shared_noise import SharedNoise
 from trainer.models.build import assemble
@@ -155,6 +156,8 @@ class TrainingState:
                 "use cuda_graphs=0",
             )
         self.freezing = Freezing(self.model, freeze, plan.steps_per_epoch)
+        # after the average has copied the model without its hooks
+        self.debug = NanDebug(self.model) if settings.debug == "nan" else None
         self.progress = Progress()
         # the device's running sum of losses: read only where a line is written, so that no step
         # waits for it

@@ -280,6 +280,12 @@ def _architecture(model: nn.Module) -> str | None:
 
 def _pretrained_file(pretrained: Pretrained) -> WeightsFile:
     """The file of a recipe, if it is the one. Raises WeightsError."""
+    if pretrained.file is None:
+        raise WeightsError(
+            "model.pretrained: this recipe starts from weights, and none are given",
+            "use weights=timm:<model>.<tag>, weights=<a .safetensors or .pth file> or"
+            " weights=<a run's name>",
+        )
     try:
         weights = read_weights(weights_path(pretrained.file))
     except WeightsError as error:

@@ -125,7 +125,7 @@ def as_model_names(model: nn.Module, weights: WeightsFile) -> WeightsFile:
     resized = [
         name for name in found.keys() & before.keys() if found[name].shape != before[name].shape
     ]
-    notes = [f"{renamed} names converted by timm"] if renamed else []
+    notes = [f"{renamed} names converted"] if renamed else []
     notes += [
         f"{name}: {list(before[name].shape)} resized to {list(found[name].shape)}"
         for name in sorted(resized)

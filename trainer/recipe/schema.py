@@ -387,6 +387,16 @@ def apply_overrides(
     return overridden(recipe, given, origin, locked=ABOUT)
 
 
+def from_random_weights(recipe: Recipe) -> Recipe:
+    """A recipe that starts from weights which a run names, without them: to be read, built, tried.
+    Others are as they were.
+    """
+    pretrained = recipe.model and recipe.model.pretrained
+    if not pretrained or pretrained.file is not None:
+        return recipe
+    return apply_overrides(recipe, {"model.pretrained": None})[0]
+
+
 def open_recipe(path: Path) -> tuple[Recipe, Positions]:
     """The recipe in a file, and where each of its keys stands.
 

@@ -81,6 +81,8 @@ _COMPARED_FACTS: dict[str, Callable[[Row], str]] = {
     "loader": lambda row: f"{row.loader} loader",
     "compile": lambda row: "compiled" if row.compiled else "not compiled",
     "group norm": lambda row: "group norm in half" if row.half_group_norm else "float32 group norm",
+    # of runs that would have ended early there are no rows: a mean is of the survivors
+    "early end": lambda row: f"under stop_if={row.stop_if}" if row.stop_if else "none ended early",
     "versions": versions_text,
     "commit": lambda row: f"commit {row.commit[:12]}" if row.commit else "commit unknown",
     "uncommitted changes": lambda row: {
@@ -95,6 +97,7 @@ _DEFAULTS = (
     "torch loader",
     "not compiled",
     "float32 group norm",
+    "none ended early",
     "none uncommitted",
     "not under git",
 )

@@ -34,6 +34,7 @@ class OwnRun:
     top1_pct: the row's, else the last evaluation's of the weights that are scored. deviations: from
     the recipe, but for those of the data profile, `epochs=2` each. folder: None where only the row
     is here. One of lr-find has neither epochs nor a score.
+    steps_left: optimizer steps still to come.
     """
 
     run: str
@@ -48,32 +49,44 @@ class OwnRun:
     deviations: tuple[str, ...] = ()
     folder: str | None = None
     changed_utc: str | None = None
+    steps_left: int | None = None
 
 
 def own_runs(runs: Path, results: Path) -> list[OwnRun]:
     """Every run folder in `runs`, and every row in `results` that has none and did not come with
     the project; the last changed is last.
     """
-    folders = [path.parent for path in runs.glob("*/plan.json")]
-    searches = sorted({path.parent for path in runs.glob("lr-find-*/*")} - set(folders))
-    rows = {path.stem: path for path in rows_folder(results).glob("*.json")}
+    found = own_folders(runs, results)
+    here = {one.run for one in found}
+    searches = sorted({path.parent for path in runs.glob("lr-find-*/*")})
+    found += [_of_search(folder) for folder in searches if folder.name not in here]
     shipped = tracked_names(rows_folder(results))
-    found = [_of_folder(folder, rows.get(folder.name)) for folder in folders]
-    found += [_of_search(folder) for folder in searches]
-    here = {folder.name for folder in folders}
     found += [
         _of_row(path, None)
-        for run, path in rows.items()
-        if run not in here and path.name not in shipped
+        for path in rows_folder(results).glob("*.json")
+        if path.stem not in here and path.name not in shipped
     ]
-    return sorted(found, key=lambda one: (one.changed_utc or "", one.run))
+    return sorted(found, key=_by_change)
 
 
-def _of_folder(folder: Path, stored: Path | None) -> OwnRun:
+def own_folders(runs: Path, results: Path) -> list[OwnRun]:
+    """Every run folder in `runs`; the last changed is last."""
+    folders = [path.parent for path in runs.glob("*/plan.json")]
+    rows = rows_folder(results)
+    return sorted(
+        (_of_folder(folder, rows / f"{folder.name}.json") for folder in folders), key=_by_change
+    )
+
+
+def _by_change(one: OwnRun) -> tuple[str, str]:
+    return one.changed_utc or "", one.run
+
+
+def _of_folder(folder: Path, stored: Path) -> OwnRun:
     """Of a run folder; stored: its row in the store, which a folder may lack."""
     is_running = owner_of(folder) is not None
     own = folder / "row.json"
-    path = own if own.is_file() else stored
+    path = next((path for path in (own, stored) if path.is_file()), None)
     return _of_row(path, folder) if path and not is_running else _unfinished(folder, is_running)
 
 
@@ -107,6 +120,7 @@ def _unfinished(folder: Path, is_running: bool) -> OwnRun:
     except (OSError, ValueError, KeyError, TypeError, ArithmeticError):
         return OwnRun(folder.name, RUNNING if is_running else DAMAGED, folder=_text(folder))
     lines = last_lines(folder / "metrics.jsonl")
+    step = last_number(lines, "step") or 0
     recipe, scored = _recipe(folder / "recipe.yaml")
     scores = [line for line in lines if line.get("weights", scored) == scored]
     return OwnRun(
@@ -116,12 +130,13 @@ def _unfinished(folder: Path, is_running: bool) -> OwnRun:
         model=model,
         data=data,
         seed=seed,
-        epochs_done=round((_last(lines, "step") or 0) / steps[1], 2),
+        epochs_done=round(step / steps[1], 2),
         epochs=epochs,
-        top1_pct=_last(scores, "top1_pct"),
+        top1_pct=last_number(scores, "top1_pct"),
         deviations=_deviations(plan.get("deviations")),
         folder=_text(folder),
         changed_utc=_changed(folder),
+        steps_left=max(0, steps[0] - int(step)),
     )
 
 
@@ -171,27 +186,29 @@ def _deviations(listed: Any) -> tuple[str, ...]:
 
 
 def _recipe(path: Path) -> tuple[str | None, str]:
-    """A recipe's name with its version, and whose scores are its result. Read as plain YAML: to
-    check every value would import torch, which takes seconds.
+    """A recipe's name with its version, and whose scores are its result."""
+    values = recipe_values(path)
+    if values is None:
+        return None, "model"
+    average = values.get("average")
+    is_averages = isinstance(average, dict) and bool(average.get("is_scored", False))
+    return f"{values['name']}.v{values['version']}", "average" if is_averages else "model"
+
+
+def recipe_values(path: Path) -> dict[str, Any] | None:
+    """What a recipe file with a name and a version says, as plain YAML: to check every value would
+    import torch, which takes seconds. None for any other file.
     """
     try:
         recipe = yaml.load(read_regular(path, _LARGEST_RECIPE_BYTES), Loader=SafeLoader)
-        is_averages = (recipe.get("average") or {}).get("is_scored", False)
-        name = f"{recipe['name']}.v{recipe['version']}"
-        return name, "average" if is_averages else "model"
-    except (
-        AttributeError,
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        RecursionError,
-        yaml.YAMLError,
-    ):
-        return None, "model"
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return None
+    is_recipe = isinstance(recipe, dict) and {"name", "version"} <= set(recipe)
+    return recipe if is_recipe else None
 
 
-def _last(lines: list[dict[str, Any]], name: str) -> float | None:
+def last_number(lines: list[dict[str, Any]], name: str) -> float | None:
+    """The last number under a name in some lines; None where there is none."""
     numbers = [line[name] for line in lines if isinstance(line.get(name), (int, float))]
     return numbers[-1] if numbers else None
 

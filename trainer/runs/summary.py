@@ -26,7 +26,9 @@ from trainer.data.check import (
     rotated_note,
 )
 from trainer.data.dataset import OpenedData
+from trainer.data.index import STAND_INS
 from trainer.engine.precise_norm import statistics_note
+from trainer.models import zoo
 from trainer.models.build import assemble, check_model_name, gmacs, num_parameters
 from trainer.models.edit.replacement import Replacement
 from trainer.models.freezing import frozen_names
@@ -34,6 +36,7 @@ from trainer.recipe.adapt import images_of_rate, rates_by_rule
 from trainer.recipe.explain import ExplainedValue as Explained
 from trainer.recipe.plan import Plan
 from trainer.recipe.schema import Recipe
+from trainer.runs.best_weights import BEST_FILE
 from trainer.runs.export import is_timms
 from trainer.runs.job import deviation_of_data, deviation_rows
 from trainer.runs.rescore import most_moved
@@ -173,6 +176,15 @@ def ignored_lines(out: Console, ignored: Mapping[str, int]) -> None:
         out.print(
             f"ignored    files that are no images here: {kinds}", style="yellow", markup=False
         )
+
+
+def stand_in_line(out: Console, split: str) -> None:
+    """Which split the scores are of, where none is called val. split: its name, or empty."""
+    if split in STAND_INS:
+        line = (
+            f"validation is {split}/: there is no val/; what is chosen by its score is tuned to it"
+        )
+        out.print(f"note: {line}", style="yellow", markup=False)
 
 
 def precision_note(out: Console, plan: Plan, precision: str) -> None:
@@ -418,6 +430,13 @@ def row(out: Console, row: Row, settings: Settings, plan: Plan) -> None:
         + ("" if row.majority_pct is None else f"  (majority class {row.majority_pct:.1f} %)"),
         style="bold",
     )
+    if row.best_epoch is not None and row.num_top1_by_epoch:
+        best_pct = 100 * row.num_top1_by_epoch[row.best_epoch - 1] / row.num_val_images
+        out.print(
+            f"best   epoch {row.best_epoch} had {best_pct:.2f} %, chosen on val and so no result:"
+            f" {settings.runs / row.run / BEST_FILE}",
+            markup=False,
+        )
     out.print(
         f"time   {row.train_s:.0f} s of training, {row.images_per_s:.0f} images/s", markup=False
     )
@@ -432,7 +451,8 @@ def row(out: Console, row: Row, settings: Settings, plan: Plan) -> None:
 def opening(folder, plan: Plan) -> str:
     """The line of Python that opens a finished run's model."""
     if is_timms(plan):
-        return f"timm: create_model('local-dir:{folder}', pretrained=True)"
+        first = "import trainer.models.zoo, then " if zoo.has_model(plan.model) else ""
+        return f"timm: {first}create_model('local-dir:{folder}', pretrained=True)"
     return f"not timm's alone: trainer.runs.run_folder.open_model('{folder}')"
 
 
@@ -480,6 +500,7 @@ def data_reports(out: Console, data: OpenedData, reports: Mapping[str, DataRepor
     if note := rotated_note(*reports.values()):
         out.print(note, style="yellow", markup=False)
     ignored_lines(out, data.ignored)
+    stand_in_line(out, data.split)
     out.print(
         (
             "sound: training meets no bad image"
