@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from trainer.base.errors import UserError, did_you_mean
-from trainer.base.signals import Stopped
 
 INPUT, OUTPUT = "images", "logits"
 # [B, C, H, W] float32, normalized, to float32 logits [B, K]; any B
@@ -277,8 +276,6 @@ def _quietly(failure: str) -> Iterator[None]:
         logging.disable(logging.WARNING)
         try:
             yield
-        except Stopped:
-            raise
         except Exception as error:
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise UserError(f"{failure} ({reason})", "use another format, or report it") from error
