@@ -228,6 +228,16 @@ def test_a_file_that_answers_otherwise_is_not_left(weights, tmp_path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_that_does_not_run_is_one_line(weights, tmp_path, monkeypatch):
+    def broken(images):
+        raise RuntimeError("for two images\nalone")
+
+    monkeypatch.setattr(Onnx, "engine", lambda *_: broken)
+    done = exported(weights, tmp_path / "out")
+    assert done.exit_code == 2 and done.stderr.count("\n") == 1 and "two images" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("to", ["onnx", "openvino"])
 def test_a_missing_package_is_one_line(to, weights, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
