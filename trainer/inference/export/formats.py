@@ -219,7 +219,7 @@ def without_telemetry() -> Iterator[None]:
     """
     name = "openvino_telemetry"
     before = sys.modules.get(name)
-    sys.modules[name] = None  # type: ignore[assignment]  an import of it fails
+    sys.modules[name] = None  # type: ignore[assignment]  # an import of it fails
     try:
         yield
     finally:
