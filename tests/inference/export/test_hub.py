@@ -22,8 +22,7 @@ from trainer.base.settings import make_settings
 from trainer.base.signals import StopRequest
 from trainer.data.dataset import open_data
 from trainer.inference.export.card import model_card
-from trainer.runs.job import Job, plan_of
-from trainer.runs.run import run_job
+from trainer.runs.job import Job, plan_of, run_job
 from trainer.runs.run_folder import open_model
 
 

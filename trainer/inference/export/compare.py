@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainer.base.errors import UserError
 from trainer.base.settings import Settings
 from trainer.base.streams import uniforms
 from trainer.inference.classifier import Classifier, ImageFacts
@@ -54,7 +55,14 @@ class _Ran(nn.Module):
         self.engine, self.num_classes = engine, num_classes
 
     def forward(self, images: Tensor) -> Tensor:
-        return torch.from_numpy(self.engine(images.numpy()))
+        try:
+            return torch.from_numpy(self.engine(images.numpy()))
+        except Exception as error:  # whatever another program's engine raises
+            reason = " ".join(str(error).split())[-200:]
+            raise UserError(
+                f"the exported model does not run on {len(images)} images ({reason})",
+                "use another format",
+            ) from error
 
 
 class _Mirrored(nn.Module):

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from trainer.base.errors import UserError, did_you_mean
-from trainer.base.signals import Stopped
 
 INPUT, OUTPUT = "images", "logits"
 # [B, C, H, W] float32, normalized, to float32 logits [B, K]; any B
@@ -174,16 +173,15 @@ class TorchExport(Format):
     use_run = "model(torch.from_numpy(pixels[None]))[0].detach().numpy()"
 
     def write(self, model: nn.Module, example: Tensor, path: Path) -> None:
-        torch.export.save(_graph_of(model, example), path)
+        batch = {0: torch.export.Dim("batch")}
+        torch.export.save(torch.export.export(model, (example,), dynamic_shapes=(batch,)), path)
 
     def engine(self, path: Path, num_threads: int | None = None) -> Engine:
         return _of_torch(torch.export.load(path).module())
 
 
 class TorchScript(Format):
-    """A traced TorchScript module, which libtorch runs too; of torch.export's graph, in which no
-    operation is Python's.
-    """
+    """A traced TorchScript module, which libtorch runs too."""
 
     name, file, runs_by = "torchscript", "model.pt", "torch"
     use_needs = "torch"
@@ -191,21 +189,14 @@ class TorchScript(Format):
     use_run = "model(torch.from_numpy(pixels[None]))[0].detach().numpy()"
 
     def write(self, model: nn.Module, example: Tensor, path: Path) -> None:
-        graph = _graph_of(model, example).module()
         with torch.no_grad():
-            traced = torch.jit.trace(graph, example, check_trace=False)  # checked on images
+            traced = torch.jit.trace(model, example, check_trace=False)  # checked on images
         torch.jit.save(traced, path)
 
     def engine(self, path: Path, num_threads: int | None = None) -> Engine:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of torch.jit's end
             return _of_torch(torch.jit.load(path))
-
-
-def _graph_of(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
-    """For any number of images."""
-    batch = {0: torch.export.Dim("batch")}
-    return torch.export.export(model, (example,), dynamic_shapes=(batch,))
 
 
 def _of_torch(model: Callable[[Tensor], Tensor]) -> Engine:
@@ -228,7 +219,7 @@ def without_telemetry() -> Iterator[None]:
     """
     name = "openvino_telemetry"
     before = sys.modules.get(name)
-    sys.modules[name] = None  # type: ignore[assignment]  an import of it fails
+    sys.modules[name] = None  # type: ignore[assignment]  # an import of it fails
     try:
         yield
     finally:
@@ -277,8 +268,6 @@ def _quietly(failure: str) -> Iterator[None]:
         logging.disable(logging.WARNING)
         try:
             yield
-        except Stopped:
-            raise
         except Exception as error:
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise UserError(f"{failure} ({reason})", "use another format, or report it") from error

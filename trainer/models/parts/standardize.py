@@ -204,6 +204,8 @@ class StandardizedConv2d(nn.Conv2d):
         rows = _rows(self.weight)
         if self.is_inside:
             return _like(_normalized(rows, self.eps * ratio, ratio**0.5), self.weight)
+        if torch.jit.is_tracing():  # TorchScript records operations, and no function of Python's
+            return _like(_EpsOutside.computed(rows, ratio**-0.5, self.eps)[0], self.weight)
         return _like(_EpsOutside.apply(rows, ratio**-0.5, self.eps), self.weight)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -270,12 +272,16 @@ class _EpsOutside(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, rows: Tensor, widening: float, eps: float) -> Tensor:
+    def computed(rows: Tensor, widening: float, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        """The result, and layer normalization's mean and inverse deviation."""
         made, mean, inverse = torch.ops.aten.native_layer_norm(
             rows, rows.shape[1:], None, None, _TINY
         )
-        factor = 1 / (widening + eps * inverse)
-        made.mul_(factor)
+        return made.mul_(1 / (widening + eps * inverse)), mean, inverse
+
+    @staticmethod
+    def forward(ctx, rows: Tensor, widening: float, eps: float) -> Tensor:
+        made, mean, inverse = _EpsOutside.computed(rows, widening, eps)
         ctx.save_for_backward(rows, mean, inverse, made)
         ctx.widening, ctx.eps = widening, eps
         return made
