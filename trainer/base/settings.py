@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ _OTHER_ACCELERATORS = {"mps": "Apple GPU", "xpu": "Intel GPU"}
 COMPILE_MODES = ("default", "max-autotune-no-cudagraphs")
 LOADERS = ("auto", "torch", "pil", "ffcv")
 MICRO_BATCHES = ("recipe", "auto")
+# of the names that track= takes the first is always on; each other is a package, and an extra of ours
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Settings:
     fp16 group norms read and write these, with statistics in float32, where autocast on a GPU would
     convert to float32 and back. profile: is a trace of a few steps written? keep_every_epochs:
     whose checkpoints stay, 0 for none but the last two. loader: "torch", "pil" for the same with
-    every JPEG file decoded whole by PIL, or "ffcv".
+    every JPEG file decoded whole by PIL, or "ffcv". trackers: where curves go beside TensorBoard.
     """
 
     device: str
@@ -54,6 +57,7 @@ class Settings:
     profile: bool = False
     keep_every_epochs: int = 0
     loader: str = "torch"
+    trackers: tuple[str, ...] = ()
 
     @property
     def is_bitwise(self) -> bool:
@@ -79,6 +83,7 @@ def make_settings(
     profile: bool = False,
     keep_every: int = 0,
     loader: str = "auto",
+    track: str = "",
 ) -> Settings:
     """Resolve what was asked against this machine.
 
@@ -96,6 +101,7 @@ def make_settings(
             " recipe, auto"
         )
     check_loader(loader)
+    trackers = trackers_of(track)
     if compile and activation_checkpointing:
         raise UserError(
             "compile=1 activation_checkpointing=1: each changes how a pass runs; use one of the two"
@@ -128,6 +134,7 @@ def make_settings(
         profile=profile,
         keep_every_epochs=keep_every,
         loader="torch" if loader == "auto" else loader,
+        trackers=trackers,
     )
 
 
@@ -249,3 +256,23 @@ def check_loader(loader: str) -> None:
         raise UserError(
             f"loader={loader}: unknown{did_you_mean(loader, LOADERS)}; valid: {', '.join(LOADERS)}"
         )
+
+
+def trackers_of(track: str) -> tuple[str, ...]:
+    """The trackers of track=, beside TensorBoard, whose packages are installed: "wandb, mlflow".
+
+    Raises UserError for one that is unknown or not installed.
+    """
+    names = tuple(dict.fromkeys(track.replace(",", " ").split()))
+    for name in names:
+        if name not in TRACKERS:
+            raise UserError(
+                f"track={name}: unknown{did_you_mean(name, TRACKERS)}; valid: {', '.join(TRACKERS)}"
+            )
+        found = importlib.util.find_spec(name)
+        if found is None or found.origin is None:  # without: a mere folder of that name
+            raise UserError(
+                f"track={name}: not installed",
+                f'run .venv/bin/python -m pip install "rsb[{name}]"',
+            )
+    return tuple(name for name in names if name != TRACKERS[0])

@@ -172,6 +172,13 @@ Profile = Annotated[
     int,
     typer.Option(min=0, max=1, help="1: write a trace of a few steps into the run folder."),
 ]
+Track = Annotated[
+    str,
+    typer.Option(
+        help="Trackers beside TensorBoard: wandb, mlflow, trackio; several with commas. Offline and "
+        "local unless their own variables (WANDB_MODE, MLFLOW_TRACKING_URI) say otherwise."
+    ),
+]
 Inject = Annotated[
     str,
     typer.Option(
