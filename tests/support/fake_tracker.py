@@ -2,9 +2,11 @@
 
 import json
 import os
+import sys
+from functools import partial
 from pathlib import Path
 
-SOURCE = '''
+SOURCE = """
 import json, os, signal, sys
 
 
@@ -56,7 +58,7 @@ class _Run:
 init = _Run
 Settings = dict
 Image = str
-'''
+"""
 
 
 class FakeTracker:
@@ -85,7 +87,11 @@ class FakeTracker:
         """Has every process ended that imported it?"""
         return not any(Path(f"/proc/{call['pid']}").exists() for call in self.calls("import"))
 
-    def environment(self) -> dict[str, str]:
-        """For a process that was started before."""
-        names = ("PYTHONPATH", "FAKE_JOURNAL")
-        return {name: os.environ[name] for name in names}
+    def prepare(self):
+        """What a process that was started before has to call."""
+        return partial(_set, {name: os.environ[name] for name in ("PYTHONPATH", "FAKE_JOURNAL")})
+
+
+def _set(names: dict[str, str]) -> None:
+    os.environ.update(names)
+    sys.path.insert(0, names["PYTHONPATH"])

@@ -17,7 +17,7 @@ _OTHER_ACCELERATORS = {"mps": "Apple GPU", "xpu": "Intel GPU"}
 COMPILE_MODES = ("default", "max-autotune-no-cudagraphs")
 LOADERS = ("auto", "torch", "pil", "ffcv")
 MICRO_BATCHES = ("recipe", "auto")
-# of the names that track= takes the first is always on; each other is a package, and an extra of ours
+# what track= takes: the first is always on, each other is a package, and an extra of ours
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 
 

@@ -175,8 +175,8 @@ Profile = Annotated[
 Track = Annotated[
     str,
     typer.Option(
-        help="Trackers beside TensorBoard: wandb, mlflow, trackio; several with commas. Offline and "
-        "local unless their own variables (WANDB_MODE, MLFLOW_TRACKING_URI) say otherwise."
+        help="Trackers beside TensorBoard: wandb, mlflow, trackio; several with commas. Offline "
+        "and local unless their own variables (WANDB_MODE, MLFLOW_TRACKING_URI) say otherwise."
     ),
 ]
 Inject = Annotated[

@@ -5,7 +5,6 @@ import signal
 import sys
 import time
 from collections import Counter
-from functools import partial
 
 import pytest
 
@@ -119,10 +118,9 @@ def test_a_stopped_run_is_resumed_as_the_same_one(undisturbed, tmp_path, fake, m
 
 def test_after_kill_9_nothing_is_told_twice(tmp_path, fake):
     words = [*forked.words(tmp_path, checkpoint_s=3600), "--track=wandb"]
-    prepare = partial(os.environ.update, fake.environment())
-    code, _ = forked.end_of(words, "step", 17, prepare=prepare)
+    code, _ = forked.end_of(words, "step", 17, prepare=fake.prepare())
     assert code == -signal.SIGKILL
-    code, printed = forked.end_of(words, prepare=prepare)
+    code, printed = forked.end_of(words, prepare=fake.prepare())
     assert code == 0, printed
     told_once(fake)
 
@@ -145,7 +143,7 @@ def test_a_cell_of_an_ablation_is_grouped_by_both(tmp_path, fake):
 
 def test_only_the_first_rank_has_trackers(tmp_path, fake):
     words = [*forked.words(tmp_path), "--track=wandb", "--procs=2"]
-    done = forked.end_of(words, prepare=partial(os.environ.update, fake.environment()))
+    done = forked.end_of(words, prepare=fake.prepare())
     assert done[0] == 0, done[1]
     assert len(fake.calls("init")) == 1
 

@@ -7,11 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import mlflow
 import pytest
 from mlflow import MlflowClient
 
-from support.unwritable import at_steps, go, run_folder
+from support.unwritable import at_steps, go
 from trainer.base.exits import EXIT_DONE, EXIT_STOPPED
 
 NAMES = ("wandb", "mlflow", "trackio")
@@ -23,7 +22,12 @@ def folder(tmp_path_factory) -> Path:
     """A run that all three were told of: stopped after 12 of its 14 steps, resumed to its end."""
     folder = tmp_path_factory.mktemp("tracked")
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("WANDB_MODE", "WANDB_PROJECT", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
+        for name in (
+            "WANDB_MODE",
+            "WANDB_PROJECT",
+            "MLFLOW_TRACKING_URI",
+            "MLFLOW_EXPERIMENT_NAME",
+        ):
             patch.delenv(name, raising=False)
         patch.setenv("TRACKIO_DIR", str(folder / "trackio"))
         patch.setenv("HF_HUB_OFFLINE", "1")

@@ -17,7 +17,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read where it is im
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
-from trainer.runs.loggers.tracker import About, PackageTracker
+from trainer.runs.loggers.tracker import About, PackageTracker, tracker_command
 
 _STATUSES = {
     "finished": "FINISHED",
@@ -44,7 +44,7 @@ class Mlflow(PackageTracker):
             else:
                 self.run_id = run_id
                 self._client.update_run(run_id, status="RUNNING")
-        self.where = given or f"to look: mlflow ui --backend-store-uri {uri}"
+        self.where = given or tracker_command("mlflow", "ui", "--backend-store-uri", uri)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         now_ms = int(time.time() * 1000)

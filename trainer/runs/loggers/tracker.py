@@ -1,14 +1,17 @@
 """What every tracker answers, in this process (TensorBoard) or in one of its own (the others).
 
-The standard library only: a tracker's own process imports nothing else of ours.
+Nothing heavy is imported here: a tracker's own process does it too.
 """
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from trainer.base.commands import installed_program
 
 
 @dataclass(frozen=True)
@@ -57,3 +60,8 @@ class PackageTracker(Tracker):
 
     run_id: str
     where: str
+
+
+def tracker_command(program: str, *words: str) -> str:
+    """A command of a tracker's own program, as a shell here takes it."""
+    return shlex.join([installed_program(program) or program, *words])

@@ -19,6 +19,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -83,22 +84,26 @@ def serve(
     """Hand each message to the tracker, if it opens."""
     guard = Guard(say)
     tracker = guard.call("start", lambda: _opened(name, about, kept, say))
-    is_over = False
     for line in messages:
-        if tracker is None or is_over:
-            continue  # read on: a full pipe would be taken for a hang
         message = _message(line)
         call = message.pop("call")
+        if tracker is None:  # read on: a full pipe would be taken for a hang
+            if call == "end":
+                return
+            continue
         if call == "scalars":
             values, step = message["values"], message["step"]
             message["values"] = {key: values[key] for key in kept.new(list(values), step)}
             if not message["values"]:
                 continue
-        if call == "picture" and not kept.new([message["name"]], message["step"]):
-            continue
-        is_over = call == "end"
-        guard.call(call, lambda: getattr(tracker, call)(**message))
-    if tracker is not None and not is_over:  # the run's process was killed
+        if call == "picture":
+            message["path"] = Path(message["path"])
+            if not kept.new([message["name"]], message["step"]):
+                continue
+        guard.call(call, partial(getattr(tracker, call), **message))
+        if call == "end":
+            return
+    if tracker is not None:  # the run's process was killed
         guard.call("end", lambda: tracker.end("stopped", None))
 
 

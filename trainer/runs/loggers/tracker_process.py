@@ -99,7 +99,7 @@ class TrackerProcess(Tracker):
     def _send(self, call: str, **given: Any) -> None:
         if self._process is None:
             return
-        line = json.dumps({"call": call, **given}).encode() + b"\n"
+        line = json.dumps({"call": call, **given}, default=str).encode() + b"\n"
         if len(self._waiting) + len(line) <= MOST_WAITING_BYTES:
             self._waiting += line
         elif not self._is_full:

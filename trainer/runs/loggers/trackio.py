@@ -13,7 +13,7 @@ from typing import Any
 
 import trackio
 
-from trainer.runs.loggers.tracker import About, PackageTracker
+from trainer.runs.loggers.tracker import About, PackageTracker, tracker_command
 
 
 class Trackio(PackageTracker):
@@ -32,7 +32,7 @@ class Trackio(PackageTracker):
             resume="allow",
             embed=False,
         )
-        self.where = f"to look: trackio show --project {project}"
+        self.where = tracker_command("trackio", "show", "--project", project)
         if run_id is None:
             for name in about.files:
                 text = (self._folder / name).read_text()

@@ -11,7 +11,7 @@ from typing import Any
 import wandb
 
 from trainer.base.exits import EXIT_DIVERGED, EXIT_DONE, EXIT_FAILED, EXIT_STOPPED
-from trainer.runs.loggers.tracker import About, PackageTracker
+from trainer.runs.loggers.tracker import About, PackageTracker, tracker_command
 
 _CODES = {
     "finished": EXIT_DONE,
@@ -39,7 +39,8 @@ class Wandb(PackageTracker):
             settings=wandb.Settings(console="off", silent=True, disable_code=True),
         )
         self.run_id = self._run.id
-        self.where = self._run.url or f"offline; to upload: wandb sync {self._run.dir}/.."
+        sync = tracker_command("wandb", "sync", "--append", f"{about.folder}/wandb")
+        self.where = self._run.url or f"offline; to upload: {sync}/offline-run-*"
         for name in about.files:
             self._save(name)
 
