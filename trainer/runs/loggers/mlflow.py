@@ -38,6 +38,8 @@ class Mlflow(PackageTracker):
         runs = self._folder.parent
         uri = given or f"sqlite:///{runs / 'mlflow.db'}"
         with contextlib.nullcontext() if given else _alone(runs / ".mlflow.lock"):
+            if not given:
+                _make_tables(runs / "mlflow.db")
             self._client = MlflowClient(uri)
             if run_id is None:
                 self.run_id = self._created(about, None if given else runs / "mlartifacts")
@@ -88,10 +90,20 @@ open_tracker = Mlflow
 
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """One process at a time makes the tables of a new database."""
+    """One process at a time makes a new database, or the experiment in it."""
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def _make_tables(database: Path) -> None:
+    """A new database gets its name once it is whole: MLflow takes seconds for its tables, and one
+    that was killed meanwhile could never be opened again.
+    """
+    if not database.exists():
+        part = database.with_name(f".{database.name}.{os.getpid()}.part")
+        MlflowClient(f"sqlite:///{part}").search_experiments()
+        part.replace(database)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,4 +1,7 @@
-"""Weights & Biases: offline, into the run folder, unless WANDB_MODE says otherwise."""
+"""Weights & Biases: offline, into wandb/ beside the run folders, unless WANDB_MODE says otherwise.
+
+Not into the run folder: W&B links to files outside it, and no run is resumed over such a link.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +28,11 @@ class Wandb(PackageTracker):
     """A run of W&B. Project: WANDB_PROJECT, or rsb; group and job type: ablation and cell."""
 
     def __init__(self, about: About, run_id: str | None) -> None:
-        self._folder = about.folder
+        self._folder, runs = about.folder, Path(about.folder).parent
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "rsb"),
             mode=os.environ.get("WANDB_MODE", "offline"),
-            dir=about.folder,
+            dir=str(runs),
             id=run_id or uuid.uuid4().hex[:16],
             name=about.run,
             group=about.ablation,
@@ -39,8 +42,8 @@ class Wandb(PackageTracker):
             settings=wandb.Settings(console="off", silent=True, disable_code=True),
         )
         self.run_id = self._run.id
-        sync = tracker_command("wandb", "sync", "--append", f"{about.folder}/wandb")
-        self.where = self._run.url or f"offline; to upload: {sync}/offline-run-*"
+        sync = tracker_command("wandb", "sync", "--append", f"{runs}/wandb")
+        self.where = self._run.url or f"offline; to upload: {sync}/*-{self.run_id}"
         for name in about.files:
             self._save(name)
 
