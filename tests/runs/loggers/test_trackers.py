@@ -96,12 +96,24 @@ def test_wandb_has_one_run_in_offline_files_with_every_point_once(folder, row, l
     assert list(files[0].parent.glob("files/media/images/view/first_batch_0_*.png"))
 
 
+# a file of W&B's is LevelDB's log of its own messages:
+# https://github.com/google/leveldb/blob/main/doc/log_format.md
 _READ_WANDB = """
-import json, sys
-import wandb
-wandb._assert_is_internal_process = True
+import json, struct, sys
 from wandb.proto.wandb_internal_pb2 import Record
-from wandb.sdk.internal.datastore import DataStore
+
+def messages(data):
+    place, whole = 7, b""
+    while place + 7 <= len(data):
+        if (left := 32768 - place % 32768) < 7:
+            place += left
+            continue
+        _, size, kind = struct.unpack_from("<IHB", data, place)
+        whole += data[place + 7 : place + 7 + size]
+        place += 7 + size
+        if kind in (1, 4):  # all of a message, or its last part
+            yield whole
+            whole = b""
 
 def values(items):
     found = {}
@@ -113,9 +125,7 @@ def values(items):
         place[names[-1]] = json.loads(item.value_json)
     return found
 
-store = DataStore()
-store.open_for_scan(sys.argv[1])
-while (data := store.scan_data()) is not None:
+for data in messages(open(sys.argv[1], "rb").read()):
     record = Record.FromString(data)
     kind = record.WhichOneof("record_type")
     if kind == "history":
@@ -144,9 +154,11 @@ def wandb_records(file: Path) -> list:
 _READ_TRACKIO = """
 import json
 import trackio
+from trackio.sqlite_storage import SQLiteStorage
 
 runs = list(trackio.Api().runs("rsb"))
-print(json.dumps([[run.name, run.config, run.history()] for run in runs]))
+history = {run.id: SQLiteStorage.get_logs("rsb", run.name, run_id=run.id) for run in runs}
+print(json.dumps([[run.name, run.config, history[run.id]] for run in runs]))
 """
 
 
