@@ -67,7 +67,7 @@ def test_mlflow_has_one_run_with_every_point_once(folder, row, losses):
     history = client.get_metric_history(run.info.run_id, "train/loss_nats")
     assert [(point.step, point.value) for point in history] == losses
     assert len(client.get_metric_history(run.info.run_id, "val_average/top1_pct")) == 1
-    assert run.data.metrics["row.top1_pct"] == row["top1_pct"]
+    assert run.data.metrics["row/top1_pct"] == row["top1_pct"]
     assert run.data.params["recipe.lr.peak"] == json.dumps(row["resolved_recipe"]["lr"]["peak"])
     assert run.data.params["deviations.batch.images"].endswith("-> 96 (set)")
     assert run.data.tags["status"] == "finished"

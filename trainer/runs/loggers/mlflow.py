@@ -15,7 +15,7 @@ from typing import Any
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read where it is imported
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Metric, Param
 
 from trainer.runs.loggers.tracker import About, PackageTracker, tracker_command
 
@@ -25,6 +25,7 @@ _STATUSES = {
     "stopped": "KILLED",
     "failed": "FAILED",
 }
+_KIND = "mlflow.experimentKind"  # which of the page's two faces is shown first
 _MOST_PARAMS = 100  # in one call
 _LONGEST_PARAM = 6000
 
@@ -57,12 +58,10 @@ class Mlflow(PackageTracker):
         self._client.log_artifact(self.run_id, str(path))
 
     def end(self, status: str, row: Mapping[str, Any] | None) -> None:
-        facts = {"status": status} | {f"row.{name}": value for name, value in (row or {}).items()}
-        numbers = {name: value for name, value in facts.items() if _is_number(value)}
-        self.scalars(numbers, row["steps"] if row else 0)
-        tags = [RunTag(name, _text(value)) for name, value in facts.items() if name not in numbers]
-        self._client.log_batch(self.run_id, tags=tags)
+        self._client.set_tag(self.run_id, "status", status)
         if row:
+            numbers = {f"row/{name}": value for name, value in row.items() if _is_number(value)}
+            self.scalars(numbers, row["steps"])
             self._client.log_artifact(self.run_id, str(self._folder / "row.json"))
         self._client.set_terminated(self.run_id, _STATUSES[status])
 
@@ -72,7 +71,9 @@ class Mlflow(PackageTracker):
         experiment = (
             found.experiment_id
             if found
-            else self._client.create_experiment(name, artifacts.as_uri() if artifacts else None)
+            else self._client.create_experiment(
+                name, artifacts.as_uri() if artifacts else None, {_KIND: "custom_model_development"}
+            )
         )
         groups = {"ablation": about.ablation, "cell": about.cell}
         tags = {name: value for name, value in groups.items() if value}
