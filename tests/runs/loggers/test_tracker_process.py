@@ -175,6 +175,7 @@ def test_trackers_are_named_with_commas_or_spaces(fake):
 
 
 def test_the_row_says_nothing_of_trackers(tmp_path, fake):
-    go(tmp_path, track="wandb")
+    code, _, printed = go(tmp_path, track="wandb")
+    assert code == EXIT_DONE, printed
     (path,) = (tmp_path / "results" / "rows").glob("*.json")
     assert "wandb" not in path.read_text() and read_row_file(path).status == "finished"
