@@ -4,7 +4,7 @@
     [--workers 2] [--images 1920] [--dry]
 
 Three stages: decoded; ready for the device (cropped, flipped, uint8); ready for the model
-(augmented, normalized, mixed, all on the CPU) by the page A2. First whole loaders with so many
+(augmented, normalized, mixed, all on the CPU) by the recipe A2. First whole loaders with so many
 processes, by the wall's clock (see bench_whole_loaders). Then their parts, which take turns in one
 process with one thread, by the processor time of that process, no image repeated. Where ffcv is
 built (make setup ffcv=1), its loader too: our pipeline and its stock one, over the files' own bytes
@@ -179,13 +179,13 @@ def measured(stages: dict, num_rounds: int, clock: Callable[[], float]) -> list[
 def as_markdown(facts: dict) -> str:
     """The tables."""
     lines = ["# Training images a second", ""]
-    lines += [f"{facts['device']}; {facts['num_files']} JPEG files ({facts['source']}), {facts['train_px']} px, page A2, "
+    lines += [f"{facts['device']}; {facts['num_files']} JPEG files ({facts['source']}), {facts['train_px']} px, recipe A2, "
               f"micro-batches of {facts['batch_images']}; {facts['decoder']}, timm {facts['timm']}, torch {facts['torch']}, torchvision "
               f"{facts['torchvision']}, pillow {facts['pillow']}. Medians of {facts['num_rounds']} rounds in turns, with quartiles; "
               "the last column is against all of timm's work for the model."]  # fmt: skip
     lines += ["", f"## Whole loaders with {facts['num_workers']} processes", ""]
     lines += [f"By the wall's clock, the start of the processes included; steps of {NUM_MICRO_BATCHES} micro-batches. timm: create_loader, then Mixup. "
-              "The page repeats an image three times in a step; timm decodes each repeat, here it is decoded once.", ""]  # fmt: skip
+              "The recipe repeats an image three times in a step; timm decodes each repeat, here it is decoded once.", ""]  # fmt: skip
     lines += _table(facts["whole"])
     lines += [
         "",

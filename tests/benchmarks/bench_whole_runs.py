@@ -6,7 +6,8 @@ included: wall time, CPU time, and the most memory that all its processes held t
 
 Both train by A3 on the same files, in batches of the same size, in turns. timm's train.py is not in
 its wheel: take it from github.com/huggingface/pytorch-image-models at the wheel's version. Writes
-results/bench/whole-runs.json and .md; --dry prints alone.
+results/bench/whole-runs.json and .md, each record as soon as it is whole and in the place of an
+earlier one of the same model, size and number of workers; --dry prints alone.
 
 Memory is the sum of the processes' PSS (a page that n of them share counts 1/n in each), sampled
 while they run.
@@ -15,21 +16,23 @@ while they run.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from written import write
+from written import BENCH, write
 
 from trainer.base import provenance
 from trainer.tools.bench import image_folder, photo_files
 
-EPOCHS, LOOK_S = 2, 0.1
+EPOCHS, LOOK_S = 2, 0.5  # summing up the pages of a process takes it 30 ms
 
 
 @dataclass(frozen=True)
@@ -114,10 +117,9 @@ def timms(
     return [sys.executable, str(train_py), *words.split(), *paths]
 
 
-def compared(args: argparse.Namespace, files: list[Path], folder: Path) -> list[dict]:
+def compared(args: argparse.Namespace, files: list[Path], folder: Path) -> Iterator[dict]:
     """One record for each model, size and number of workers."""
     images = image_folder(folder / "images", files, args.train, args.val)
-    records = []
     for model in args.models:
         for px in args.px:
             for workers in args.workers:
@@ -131,8 +133,12 @@ def compared(args: argparse.Namespace, files: list[Path], folder: Path) -> list[
                             )
                             found[name].append(used(command, Path(made)))
                             print(model, px, workers, name, found[name][-1], flush=True)
-                records.append({"model": model, "px": px, "workers": workers} | summary(found))
-    return records
+                yield {
+                    **{"model": model, "px": px, "workers": workers, "rounds": args.rounds},
+                    **summary(found),
+                    "versions": provenance.versions(),
+                    **{"train": args.train, "val": args.val, "batch": args.batch},
+                }
 
 
 def summary(found: dict[str, list[Used]]) -> dict:
@@ -147,10 +153,18 @@ def summary(found: dict[str, list[Used]]) -> dict:
     return made
 
 
+def stored() -> list[dict]:
+    path = BENCH / "whole-runs.json"
+    return json.loads(path.read_text())["records"] if path.exists() else []
+
+
 def table(records: list[dict]) -> str:
-    names = list(records[0])
+    names = [name for name in records[0] if name not in ("versions", "train", "val", "batch")]
     rows = [names, ["---"] * len(names)] + [
-        [f"{value:.2f}" if isinstance(value, float) else str(value) for value in each.values()]
+        [
+            f"{each[name]:.2f}" if isinstance(each[name], float) else str(each[name])
+            for name in names
+        ]
         for each in records
     ]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
@@ -170,12 +184,17 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=["ours", "timm"])
     parser.add_argument("--dry", action="store_true")
     args = parser.parse_args()
+    records = [] if args.dry else stored()
     with tempfile.TemporaryDirectory() as made:
-        records = compared(args, photo_files(args.src, Path(made) / "photos"), Path(made))
-    made_by = {"versions": provenance.versions(), "train": args.train, "val": args.val}
+        for one in compared(args, photo_files(args.src, Path(made) / "photos"), Path(made)):
+            key = one["model"], one["px"], one["workers"]
+            others = [
+                each for each in records if key != (each["model"], each["px"], each["workers"])
+            ]
+            records = [*others, one]
+            if not args.dry:
+                write("whole-runs", {"records": records}, table(records))
     print(table(records))
-    if not args.dry:
-        write("whole-runs", {"records": records, "batch": args.batch, **made_by}, table(records))
 
 
 if __name__ == "__main__":

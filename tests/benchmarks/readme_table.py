@@ -23,6 +23,15 @@ def table(bench: Path = BENCH) -> str:
 
 def _rows(bench: Path) -> Iterator[tuple[str, str, str, str]]:
     yield from _loader_rows(*_facts(bench, "loader-224"))
+    found, link = _facts(bench, "whole-runs")
+    for one in sorted(found["records"], key=lambda one: (one["model"], -one["px"], one["workers"])):
+        yield (
+            f"a whole run from start to exit, {one['model']}, {one['px']} px, two epochs of"
+            f" {one['train']} photos and their evaluation, workers={one['workers']}",
+            f"{one['wall_s_ratio']:.2f} x the time, {one['mem_mib_ratio']:.2f} x the memory",
+            f"{one['wall_s_timm']:.0f} s, {one['mem_mib_timm']:.0f} MiB, timm's train.py",
+            link,
+        )
     found, link = _facts(bench, "end-to-end")
     ours, theirs = (
         {row["who"]: row for row in found["rows"]}[who] for who in ("ours", "timm's parts")
@@ -87,6 +96,7 @@ def _loader_rows(found: dict, link: str) -> Iterator[tuple[str, str, str, str]]:
     names = {
         "ours, loader=torch": "torch loader",
         "ours, loader=torch, without repeats": "the same, no image repeated",
+        "ours, loader=torch (raw, 256 px)": "torch loader, from `make data format=raw side=256`",
         "ours, loader=ffcv (256 px, pixels)": "ffcv from a .beton of 256 px pixels",
     }
     photos = f"JPEG photos at {found['train_px']} px, A2, {found['num_workers']} processes"

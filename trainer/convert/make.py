@@ -10,6 +10,7 @@ from typing import Any
 
 from timm.models import is_model
 
+import trainer.models.zoo  # noqa: F401  registers its models with timm
 from trainer.base.errors import ConfigError, UserError, did_you_mean, printable
 from trainer.convert import from_convnext, from_timm, from_torchvision, timm_flags
 from trainer.convert.command_text import Command, find_command, read_source

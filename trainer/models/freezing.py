@@ -45,7 +45,8 @@ def freeze_for_good(model: nn.Module, freeze: Freeze) -> None:
     """Freeze what never trains. Raises PlanError as `frozen_names` does."""
     weights = dict(model.named_parameters())
     for name in frozen_names(model, freeze):
-        weights[name].requires_grad_(freeze.until_epochs is not None)
+        if freeze.until_epochs is None:
+            weights[name].requires_grad_(False)
 
 
 def _head_names(model: nn.Module) -> list[str]:
@@ -63,8 +64,10 @@ class Freezing:
 
     def __init__(self, model: nn.Module, freeze: Freeze | None, steps_per_epoch: int) -> None:
         names = set(frozen_names(model, freeze)) if freeze else set()
-        self._weights = [weight for name, weight in model.named_parameters() if name in names]
-        ids = {id(weight) for weight in self._weights}
+        frozen = [weight for name, weight in model.named_parameters() if name in names]
+        # what a model itself keeps from training is not released
+        self._weights = [weight for weight in frozen if weight.requires_grad]
+        ids = {id(weight) for weight in frozen}
         self._norms = [
             module
             for module in model.modules()

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from trainer.base.disk import UnfitFile, read_regular
 from trainer.base.errors import UserError, did_you_mean
+from trainer.base.json_text import json_file
 
 LARGEST_WEIGHTS_BYTES = 2**36  # read whole into memory
 TIMM = "timm:"
@@ -82,6 +83,20 @@ def read_weights(path: Path) -> WeightsFile:
     return WeightsFile(path, hashlib.sha256(content).hexdigest(), tensors, notes + more)
 
 
+def named_beside(path: Path) -> str | None:
+    """The timm model that weights are of, as the plan.json of their run folder says, or timm's
+    config.json; None where neither lies beside them.
+    """
+    for name, key in (("plan.json", "model"), ("config.json", "architecture")):
+        try:
+            found = json_file(path.parent / name)
+        except (OSError, ValueError):
+            continue
+        if isinstance(found, dict) and isinstance(model := found.get(key), str):
+            return model.partition(".")[0]
+    return None
+
+
 def as_model_names(model: nn.Module, weights: WeightsFile) -> WeightsFile:
     """The same weights under a model's own names and in its shapes, where timm knows how: those of
     the authors' repositories, position embeddings of another image size.
@@ -110,7 +125,7 @@ def as_model_names(model: nn.Module, weights: WeightsFile) -> WeightsFile:
     resized = [
         name for name in found.keys() & before.keys() if found[name].shape != before[name].shape
     ]
-    notes = [f"{renamed} names converted by timm"] if renamed else []
+    notes = [f"{renamed} names converted"] if renamed else []
     notes += [
         f"{name}: {list(before[name].shape)} resized to {list(found[name].shape)}"
         for name in sorted(resized)
