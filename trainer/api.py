@@ -132,6 +132,7 @@ def train(
     cuda_graphs: bool = False,
     half_group_norm: bool = False,
     profile: bool = False,
+    track: str = "",
     plugins: Plugins = (),
     progress: bool = True,
 ) -> Run:
@@ -168,6 +169,7 @@ def train(
         "cuda_graphs": cuda_graphs,
         "half_group_norm": half_group_norm,
         "profile": profile,
+        "track": track,
     }
     width = None if progress and sys.stdout.isatty() else 140
     # plain text in a notebook too: rich would turn every line into an output of its own

@@ -54,6 +54,7 @@ class Shared:
     precision: str = "auto"
     workers: str = "auto"
     checkpoint_s: float = 60.0
+    track: str = ""
 
     @property
     def machine(self) -> dict[str, Any]:
@@ -63,6 +64,7 @@ class Shared:
             "checkpoint_s": self.checkpoint_s,
             "runs": self.runs,
             "results": self.results,
+            "track": self.track,
         }
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import sys
+from pathlib import Path
 
 _SAFE_IN_DOUBLE_QUOTES = re.compile(r'[^"$`\\!\n]*')
 
@@ -24,6 +26,14 @@ def command(*names: str, **words: object) -> str:
         f"{name}={quoted(str(value))}" for name, value in words.items() if value not in (None, "")
     ]
     return " ".join([program(), *names, *given])
+
+
+def installed_program(name: str) -> str | None:
+    """A program beside this Python, by a path from here where it lies below; None without one."""
+    path = Path(sys.executable).with_name(name)
+    if not path.exists():
+        return None
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def quoted(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ MICRO_BATCHES = ("recipe", "auto")
 STOP_REASONS = ("off_track",)
 DEBUG_KINDS = ("nan",)
 KEPT_WEIGHTS = ("best",)
+# what track= takes: the first is always on, each other is a package, and an extra of ours
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Settings:
     every JPEG file decoded whole by PIL, or "ffcv". stop_if: "off_track" to end a run that is off
     the track of earlier ones. expect: which those are, "" for those of the same recipe. debug:
     "nan" to have the source of numbers that are not finite named. keep: "best" to keep the weights
-    of the best epoch beside the last.
+    of the best epoch beside the last. trackers: where curves go beside TensorBoard.
     """
 
     device: str
@@ -64,6 +67,7 @@ class Settings:
     expect: str = ""
     debug: str = ""
     keep: str = ""
+    trackers: tuple[str, ...] = ()
 
     @property
     def is_bitwise(self) -> bool:
@@ -93,6 +97,7 @@ def make_settings(
     expect: str = "",
     debug: str = "",
     keep: str = "",
+    track: str = "",
 ) -> Settings:
     """Resolve what was asked against this machine.
 
@@ -118,6 +123,7 @@ def make_settings(
             "debug=nan: looks at every layer, which compile=1 and cuda_graphs=1 join into one; use"
             " it without them"
         )
+    trackers = trackers_of(track)
     if compile and activation_checkpointing:
         raise UserError(
             "compile=1 activation_checkpointing=1: each changes how a pass runs; use one of the two"
@@ -154,6 +160,7 @@ def make_settings(
         expect=expect,
         debug=debug,
         keep=keep,
+        trackers=trackers,
     )
 
 
@@ -283,3 +290,23 @@ def check_loader(loader: str) -> None:
         raise UserError(
             f"loader={loader}: unknown{did_you_mean(loader, LOADERS)}; valid: {', '.join(LOADERS)}"
         )
+
+
+def trackers_of(track: str) -> tuple[str, ...]:
+    """The trackers of track=, beside TensorBoard, whose packages are installed: "wandb, mlflow".
+
+    Raises UserError for one that is unknown or not installed.
+    """
+    names = tuple(dict.fromkeys(track.replace(",", " ").split()))
+    for name in names:
+        if name not in TRACKERS:
+            raise UserError(
+                f"track={name}: unknown{did_you_mean(name, TRACKERS)}; valid: {', '.join(TRACKERS)}"
+            )
+        found = importlib.util.find_spec(name)
+        if found is None or found.origin is None:  # without: a mere folder of that name
+            raise UserError(
+                f"track={name}: not installed",
+                f'run .venv/bin/python -m pip install "rsb[{name}]"',
+            )
+    return tuple(name for name in names if name != TRACKERS[0])

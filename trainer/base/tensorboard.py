@@ -7,11 +7,11 @@ import shlex
 import sys
 from pathlib import Path
 
+from trainer.base.commands import installed_program
+
 
 def tensorboard_command(folder: Path) -> str:
     """The program beside this Python, by a path from here where it lies below."""
-    program = Path(sys.executable).with_name("tensorboard")
-    if program.is_relative_to(Path.cwd()):
-        program = program.relative_to(Path.cwd())
-    words = [str(program)] if program.exists() else [sys.executable, "-m", "tensorboard.main"]
+    program = installed_program("tensorboard")
+    words = [program] if program else [sys.executable, "-m", "tensorboard.main"]
     return shlex.join([*words, "--logdir", os.fspath(folder)])

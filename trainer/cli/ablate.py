@@ -10,6 +10,7 @@ import typer
 from trainer.ablation.threads import set_num_threads
 from trainer.base.errors import UserError, did_you_mean
 from trainer.base.plugins import load_plugins
+from trainer.base.settings import trackers_of
 from trainer.base.signals import StopRequest
 from trainer.cli import options
 from trainer.cli.options import app, user_errors
@@ -59,6 +60,7 @@ def ablate(
     results: Annotated[
         str, typer.Option(help="Folder of the stored rows, or a URL that fsspec opens.")
     ] = "results",
+    track: options.Track = "",
     plugins: options.PluginFiles = "",
 ) -> None:
     """Run the cells of an ablation that have no row yet. Rerun the same command to resume; calls
@@ -67,6 +69,7 @@ def ablate(
     Exit 0: all finished; 3: some diverged; 1: some failed; 75: stopped by a signal.
     """
     _check_options(on, device, gpus, per_cell)
+    trackers_of(track)
     if on == "here":
         set_num_threads(runs, ablation, jobs or gpus or 1)
     with StopRequest() as stop:  # before the imports, which take seconds
@@ -78,6 +81,7 @@ def ablate(
             "precision": precision,
             "workers": workers,
             "checkpoint_s": checkpoint_s,
+            "track": track,
         }
         shared = start.shared_settings(runs, results, **settings)
         ray = start.RayOptions(address, per_cell) if on == "ray" else None

@@ -174,6 +174,13 @@ Profile = Annotated[
         min=0, max=1, help="1: torch's profiler: a trace of a few steps, in the run folder."
     ),
 ]
+Track = Annotated[
+    str,
+    typer.Option(
+        help="Trackers beside TensorBoard: wandb, mlflow, trackio; several with commas. Offline "
+        "and local unless their own variables (WANDB_MODE, MLFLOW_TRACKING_URI) say otherwise."
+    ),
+]
 Inject = Annotated[
     str,
     typer.Option(

@@ -9,7 +9,7 @@ import typer
 
 from trainer.base.errors import printable
 from trainer.base.plugins import load_plugins
-from trainer.base.settings import check_loader
+from trainer.base.settings import check_loader, trackers_of
 from trainer.base.signals import StopRequest
 from trainer.cli import options
 from trainer.cli.options import app, user_errors, with_weights
@@ -59,12 +59,14 @@ def train(
     expect: options.Expect = "",
     debug: options.Debug = "",
     keep: options.Keep = "",
+    track: options.Track = "",
 ) -> None:
     """Train a model by a recipe and store the run's row. Rerun the same command to resume a run
     that was stopped.
     """
     with StopRequest() as stop:  # before the imports, which take seconds
         check_loader(loader)
+        trackers_of(track)
         commands = _commands()
         overrides = with_weights(set_, weights, runs)
         code = commands.train_job(
@@ -91,6 +93,7 @@ def train(
                 "cuda_graphs": bool(cuda_graphs),
                 "half_group_norm": bool(half_group_norm),
                 "profile": bool(profile),
+                "track": track,
             },
             gpus,
             procs,

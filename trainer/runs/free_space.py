@@ -41,14 +41,18 @@ def check_free(folder: Path, checkpoint_bytes: int, num_kept: int, other_bytes: 
     """Refuse a folder without room for the checkpoints, num_kept of them for good, and for all
     else.
 
-    What a process before has left in it counts as free: it is a part of what will be there.
+    What a process before has left in it counts as free: it is a part of what will be there. In its
+    other folders trackers may be writing meanwhile.
 
     Raises UserError.
     """
     wanted = (_NUM_ON_DISK + num_kept) * checkpoint_bytes + other_bytes
     there = next(path for path in (folder, *folder.resolve().parents) if path.exists())
     found = shutil.disk_usage(there).free + sum(
-        path.lstat().st_size for path in folder.rglob("*") if path.is_file()
+        path.lstat().st_size
+        for part in (folder, folder / "checkpoints")
+        for path in part.glob("*")
+        if path.is_file()
     )
     if wanted > found:
         kept = f", {num_kept} more of keep_every=" if num_kept else ""

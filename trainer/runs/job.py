@@ -8,9 +8,10 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,8 @@ from trainer.runs.expected import ExpectedCurve, expected_curve, whole_curve
 from trainer.runs.export import export_model
 from trainer.runs.finalize import end_run, rescued, write_curves
 from trainer.runs.guard import Guard
+from trainer.runs.loggers.tracker import About, Tracker
+from trainer.runs.loggers.tracker_process import Tracking
 from trainer.runs.pace import pace_of
 from trainer.runs.results import (
     Row,
@@ -306,7 +309,46 @@ def _run_to_row(
             write_plan(folder, job, plan, data.content_sha256)
     parent = parent_of(plan)  # now: by the end its folder may be gone
     guard = Guard(lock, faults(plan, folder, ranks) if faults else None)
-    outcome = train_in_folder(plan, settings, data, folder, console, stop, ranks, guard, expected)
+    with Tracking(
+        settings.trackers if ranks.is_first else (),
+        lambda: _about(folder, job, plan, settings, data),
+        partial(console.print, markup=False, highlight=False, soft_wrap=True),
+    ) as tracking:
+        code, row = _train_to_row(
+            job,
+            plan,
+            settings,
+            data,
+            folder,
+            console,
+            stop,
+            ranks,
+            guard,
+            expected,
+            parent,
+            tracking.trackers,
+        )
+        tracking.row = row and row.model_dump(mode="json", exclude={"resolved_recipe"})
+    return code, row
+
+
+def _train_to_row(
+    job: Job,
+    plan: Plan,
+    settings: Settings,
+    data,
+    folder: Path,
+    console: Console,
+    stop: StopRequest,
+    ranks: Ranks,
+    guard: Guard,
+    expected: ExpectedCurve | None,
+    parent: Mapping[str, str | None],
+    trackers: Sequence[Tracker],
+) -> tuple[int, Row | None]:
+    outcome = train_in_folder(
+        plan, settings, data, folder, console, stop, ranks, guard, expected, trackers
+    )
     if outcome.status == "stopped":
         if not ranks.any(outcome.run.saver.error is not None):
             return (EXIT_FAILED if outcome.run.is_off_track else EXIT_STOPPED), None
@@ -325,7 +367,7 @@ def _run_to_row(
         outcome,
         lambda to: _write_end(to, job, plan, settings, data, outcome, parent),
         lambda row: _store(settings.results, row, folder, console),
-        row_path(settings.results, name),
+        row_path(settings.results, folder.name),
         lambda: stop.is_requested,
     )
     if missing:
@@ -334,6 +376,37 @@ def _run_to_row(
         )
         return EXIT_UNWRITTEN, row
     return (done if row.status == "finished" else EXIT_DIVERGED), row
+
+
+def _about(folder: Path, job: Job, plan: Plan, settings: Settings, data) -> About:
+    """What trackers are told of a run before its first step."""
+    deviations: dict[str, str] = {}
+    for change in deviation_rows(plan):
+        before = f"{deviations[change.path]}; " if change.path in deviations else ""
+        deviations[change.path] = f"{before}{change.before} -> {change.after} ({change.origin})"
+    program = provenance.running_program()
+    config = {
+        "recipe": tree.plain(plan.recipe),
+        "digest": plan.page_digest,
+        "deviations": deviations,
+        "model": plan.model,
+        "seed": plan.seed,
+        "data": {
+            "name": plan.profile.name,
+            "fingerprint": data.fingerprint,
+            "content_sha256": data.content_sha256,
+            "split": data.split,
+        },
+        "machine": {
+            "device": provenance.device_name(settings.device),
+            "precision": settings.precision,
+            "loader": data.loader_name(settings),
+            "world_size": plan.world_size,
+        },
+        "versions": provenance.versions() | {"commit": program.commit},
+    }
+    files = ("recipe.yaml", "plan.json")
+    return About(folder.name, str(folder.resolve()), files, config, job.ablation, job.cell)
 
 
 def _expected(

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,7 @@ from trainer.runs.free_space import check_room, checkpoint_bytes
 from trainer.runs.guard import Guard
 from trainer.runs.loggers.first_batch import draw_first_batch
 from trainer.runs.loggers.logger import Log
+from trainer.runs.loggers.tracker import Tracker
 from trainer.runs.saved_state import SavedProgress, check_saved, saved_progress
 from trainer.runs.step_trace import StepTrace
 
@@ -66,6 +67,7 @@ def train_in_folder(
     ranks: Ranks = alone(),
     guard: Guard = Guard(),
     expected: ExpectedCurve | None = None,
+    trackers: Sequence[Tracker] = (),
 ) -> Outcome:
     """Train a plan in a folder to its end.
 
@@ -84,7 +86,7 @@ def train_in_folder(
         algorithms_kept(),
     ):
         state = TrainingState(plan, settings, ranks)
-        run = TrainingRun(folder, state, console, stop, guard, expected)
+        run = TrainingRun(folder, state, console, stop, guard, expected, trackers)
         return Outcome(train(state, data, run), state, run)
 
 
@@ -107,11 +109,12 @@ class TrainingRun(NullRun):
         stop: StopRequest,
         guard: Guard = Guard(),
         expected: ExpectedCurve | None = None,
+        trackers: Sequence[Tracker] = (),
     ) -> None:
         super().__init__()
         self.folder, self.state, self.console, self.stop = folder, state, console, stop
         self.ranks = state.ranks
-        self.guard = guard
+        self.guard, self._trackers = guard, trackers
         self.expected = expected
         self.curve: dict[int, int] = {}
         self.is_off_track = False
@@ -160,6 +163,7 @@ class TrainingRun(NullRun):
                     metrics,
                     self.console,
                     self.guard.before_write,
+                    self._trackers,
                 )
         with self.logger, self.saver:
             for note in notes:

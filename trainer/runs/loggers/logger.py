@@ -11,12 +11,10 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -26,17 +24,18 @@ from trainer.base.terminal import readable, recorded
 from trainer.runs.append_only_log import KeptFile
 from trainer.runs.lock import LockLost
 from trainer.runs.loggers.tensorboard import Board
+from trainer.runs.loggers.tracker import Tracker
 
 PLAIN_LINE_S = 10.0  # least time between two progress lines where the output is not a terminal
 
 
 class Log:
-    """Curves, log file, TensorBoard and progress of one run; a context, so that every file is
+    """Curves, log file, trackers and progress of one run; a context, so that every file is
     closed. The log file begins with what the console has recorded: the header of the run.
 
     first_step: where this process resumes the run. metrics: what metrics.jsonl begins with; what a
     killed process wrote after it is cut away. unwritten: all of metrics.jsonl, where the disk did
-    not take its end.
+    not take its end. trackers: beside TensorBoard; they outlive the log.
 
     What cannot be written is kept, said once a minute, and written once it can be; it ends no run.
 
@@ -51,6 +50,7 @@ class Log:
         metrics: bytes,
         console: Console,
         before_write: Callable[[Path], None] | None = None,
+        trackers: Sequence[Tracker] = (),
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.console = console
@@ -67,6 +67,7 @@ class Log:
         if header := recorded(console):
             self._text.write(header.encode(errors="backslashreplace"))
         self._board = Board(folder, first_step)  # TensorBoard names a run by its folder
+        self._trackers = (self._board, *trackers)
         self._started_s = self._last_line_s = time.monotonic()
         self._progress = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
@@ -137,13 +138,13 @@ class Log:
         if (load := load_per_core()) is not None:
             speed["load_per_core"] = load
         self._write("speed.jsonl", self._speed, json.dumps(speed) + "\n")
-        for name, value in {
+        curves = {
             "train/loss_nats": loss_nats,
             "train/lr": lr,
             "speed/images_per_s": images_per_s,
             "speed/wait_share": wait_share,
-        }.items():
-            self._board.scalar(name, value, step)
+        }
+        self._track(curves, step)
         self.trouble("tensorboard", self._board.file.error)
         facts = (
             f"loss {loss_nats:.4f}  lr {lr:.2e}  {images_per_s:.0f} images/s  wait"
@@ -163,15 +164,21 @@ class Log:
         self._write_metrics(
             line | scores.percentages() | scores.counts() | {"val_loss_nats": scores.loss_nats}
         )
-        for name, value in (scores.percentages() | {"loss_nats": scores.loss_nats}).items():
-            self._board.scalar(f"val_{which}/{name}", value, step)
+        values = scores.percentages() | {"loss_nats": scores.loss_nats}
+        self._track({f"val_{which}/{name}": value for name, value in values.items()}, step)
         label = "val" if which == "model" else "val (average)"
         self.say(f"epoch {epoch:>4}  {label} {scores.summary()}")
 
     def picture(self, name: str, path: Path, step: int) -> None:
         """Put a PNG file beside the curves; TensorBoard sorts by name, so it comes after them."""
-        with Image.open(path) as image:
-            self._board.image(f"view/{name}", np.asarray(image.convert("RGB")), step)
+        for tracker in self._trackers:
+            tracker.picture(f"view/{name}", path, step)
+
+    def _track(self, values: Mapping[str, float], step: int) -> None:
+        for tracker in self._trackers:
+            tracker.scalars(values, step)
+            for line in tracker.news():
+                self.say(line)
 
     def _write_metrics(self, line: dict) -> None:
         text = json.dumps(line) + "\n"

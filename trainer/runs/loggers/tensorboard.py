@@ -6,19 +6,24 @@ import itertools
 import os
 import socket
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard.summary import image, scalar
 
 from trainer.runs.append_only_log import KeptFile
+from trainer.runs.loggers.tracker import Tracker
 
 # two boards of one process may be opened in one second, and TensorBoard sorts files by name
 _numbers = itertools.count()
 
 
-class Board:
+class Board(Tracker):
     """An event file of TensorBoard's, written record by record and without a thread: what the disk
     does not take is kept.
 
@@ -36,13 +41,17 @@ class Board:
         self._add(file_version="brain.Event:2")
         self._hide_from(first_step + 1 if first_step else 0)
 
-    def scalar(self, name: str, value: float, step: int) -> None:
-        """One point of a curve."""
-        self._add(step=step, summary=scalar(name, value))
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._add(step=step, summary=scalar(name, value))
 
-    def image(self, name: str, pixels, step: int) -> None:
-        """A picture, uint8 [H, W, 3]."""
+    def picture(self, name: str, path: Path, step: int) -> None:
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture.convert("RGB"))
         self._add(step=step, summary=image(name, pixels, dataformats="HWC"))
+
+    def end(self, status: str, row: Mapping[str, Any] | None) -> None:
+        self.file.close()
 
     def _hide_from(self, step: int) -> None:
         self._add(step=step, session_log=SessionLog(status=SessionLog.START))
