@@ -126,6 +126,6 @@ def check_size(given: tuple[int, int], expected: tuple[int, int]) -> None:
     """Raises ValueError for images of another size than the position embeddings are for."""
     if given != expected:
         raise ValueError(
-            f"images of {given[0]}x{given[1]} px, position embeddings for "
-            f"{expected[0]}x{expected[1]}: build the model with img_size={given[0]}"
+            f"its position embeddings are for images of {expected[0]}x{expected[1]} px "
+            f"(img_size={expected[0]}), not {given[0]}x{given[1]}"
         )
