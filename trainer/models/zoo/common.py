@@ -109,6 +109,11 @@ def init_linear(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
+def drop_path_rates(last: float, num_blocks: int) -> list[float]:
+    """A rate for each block, rising from 0 to `last` in equal steps."""
+    return [last * i / max(num_blocks - 1, 1) for i in range(num_blocks)]
+
+
 def sinusoid_positions(num_positions: int, width: int) -> Tensor:
     """Fixed positions [1, num_positions, width]: channels 2i and 2i + 1 are sine and cosine of
     position / 10000 ** (2i / width).

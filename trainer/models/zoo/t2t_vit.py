@@ -12,13 +12,14 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Mlp, calculate_drop_path_rates, to_2tuple, trunc_normal_
+from timm.layers import Mlp, to_2tuple, trunc_normal_
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from trainer.models.zoo.common import (
     ZooModel,
     check_size,
+    drop_path_rates,
     image_facts,
     init_linear,
     register_variants,
@@ -156,6 +157,7 @@ class T2TViT(ZooModel):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__(in_chans, embed_dim, drop_rate)
+        self.num_heads = num_heads
         size = self.img_size = to_2tuple(img_size)
         for split in _SPLITS:
             size = _split_size(size, *split)
@@ -166,7 +168,7 @@ class T2TViT(ZooModel):
         self.blocks = nn.Sequential(
             *(
                 Block(embed_dim, num_heads, mlp_ratio, drop_path=rate, norm_layer=nn.LayerNorm)
-                for rate in calculate_drop_path_rates(drop_path_rate, depth)
+                for rate in drop_path_rates(drop_path_rate, depth)
             )
         )
         self.norm = nn.LayerNorm(embed_dim)
@@ -206,10 +208,10 @@ def checkpoint_filter_fn(weights: dict[str, Tensor], model: nn.Module) -> dict[s
     assert isinstance(model, T2TViT)
     if any(name.startswith(_THEIRS) for name in weights):
         weights = {name.replace(_THEIRS, "tokens."): each for name, each in weights.items()}
-        for number, block in enumerate(model.blocks):
+        for number in range(len(model.blocks)):
             name = f"blocks.{number}.attn.qkv.weight"
             qkv = weights[name].clone()
-            qkv[: len(qkv) // 3] *= block.attn.num_heads**-0.5
+            qkv[: len(qkv) // 3] *= model.num_heads**-0.5
             weights[name] = qkv
     return weights | {"pos_embed": model.pos_embed.detach().clone()}
 
