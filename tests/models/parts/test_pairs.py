@@ -30,6 +30,7 @@ REASONS = (
     "is not a timm ResNet", "has no stride;", "has no 3x3 convolution",
     "has no strided convolution", "has no convolution to standardize", "the model has 1 stages",
     "lost under model.isotropic", "already has this stem", "addition cannot be replaced",
+    "are ReLU already",
 )  # fmt: skip
 
 
