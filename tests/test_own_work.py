@@ -37,7 +37,7 @@ def checkout(tmp_path):
         )  # not .git, which in a worktree is a file with another's path
     shutil.copytree(ROOT / ".ci", made / ".ci")
     shutil.copy(ROOT / ".gitignore", made)
-    for words in (["init", "-q"], ["add", "."], ["add", "-f", "results/rows"]):
+    for words in (["init", "-q"], ["add", "."], ["add", "-f", "results"]):
         subprocess.run(["git", *words], cwd=made, check=True, capture_output=True)
     return made
 
@@ -64,3 +64,19 @@ def test_own_work_fails_no_test(checkout):
     command = ["git", "status", "--porcelain", "--", "results", "runs"]
     status = subprocess.run(command, cwd=checkout, capture_output=True, text=True)
     assert not [line for line in status.stdout.splitlines() if line.startswith("??")]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "results/mine.md",
+        "results/mine-effects.svg",
+        "predictions.csv",
+        "predictions.sheet.png",
+        "quality/index.html",
+        "runs/mine/plan.json",
+    ],
+)
+def test_what_the_readmes_commands_write_is_ignored(checkout, path):
+    done = subprocess.run(["git", "check-ignore", "-q", path], cwd=checkout)
+    assert done.returncode == 0

@@ -36,7 +36,7 @@ from torch import nn
 
 from trainer.base.disk import read_regular
 from trainer.base.errors import UserError
-from trainer.base.exits import EXIT_STOPPED, EXIT_UNWRITTEN
+from trainer.base.exits import EXIT_FAILED, EXIT_STOPPED, EXIT_UNWRITTEN
 from trainer.base.json_text import json_of
 from trainer.base.plugins import load_plugins
 from trainer.base.plural import counted
@@ -121,6 +121,10 @@ def train(
     bad_images: str = "fail",
     checkpoint_s: float = 60.0,
     keep_every: int = 0,
+    stop_if: str = "",
+    expect: str = "",
+    debug: str = "",
+    keep: str = "",
     micro_batch: str = "recipe",
     activation_checkpointing: bool = False,
     compile: bool = False,
@@ -153,6 +157,10 @@ def train(
         "results": Path(results),
         "checkpoint_s": checkpoint_s,
         "keep_every": keep_every,
+        "stop_if": stop_if,
+        "expect": expect,
+        "debug": debug,
+        "keep": keep,
         "micro_batch": micro_batch,
         "activation_checkpointing": activation_checkpointing,
         "compile": compile,
@@ -176,6 +184,8 @@ def train(
             code, row = EXIT_STOPPED, None
     if code == EXIT_STOPPED:
         raise KeyboardInterrupt(f"stopped and saved in {runs}; the same call of train resumes it")
+    if code == EXIT_FAILED and row is None:
+        raise UserError("stop_if=off_track: the run is off track, and saved", "leave stop_if out")
     if code == EXIT_UNWRITTEN or row is None:
         log = unseen.getvalue() if unseen else "see the last lines printed"
         raise OSError(f"{runs}: the final files of the run could not be written; {log}")

@@ -146,6 +146,17 @@ def test_the_last_lines_name_each_failure_its_output_and_what_to_do(shared):
     assert closing_lines([status(0.1, FINISHED)], shared, "losses") == ["1 run: 1 finished"]
 
 
+@pytest.mark.parametrize(("top1_pct", "is_told"), [((10.0, 11.0), True), ((10.0, 60.0), False)])
+def test_the_last_lines_say_where_no_run_is_above_chance(shared, top1_pct, is_told):
+    statuses = []
+    for smoothing, score in zip((0.1, 0.2), top1_pct, strict=True):
+        one = status(smoothing, FINISHED)
+        one.row = row_of(one.repeat, top1_pct=score, majority_pct=10.0)
+        statuses.append(one)
+    lines = closing_lines(statuses, shared, "losses")
+    assert any("above chance" in line for line in lines) == is_told
+
+
 def test_what_a_name_could_do_to_a_terminal_is_shown_not_done(shared):
     bad = status(0.1, FAILED)
     record = record_failure(bad.repeat, shared, 1)

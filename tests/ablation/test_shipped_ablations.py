@@ -28,6 +28,7 @@ EACH_PAGE = pytest.mark.parametrize("path", PATHS, ids=[path.stem for path in PA
 NUM_CELLS = {
     "activations": 4,
     "attention": 5,
+    "finetune": 3,
     "norm-micro-batch": 12,
     "recipes": 12,
     "repeated-augmentation": 4,

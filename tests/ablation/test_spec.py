@@ -33,6 +33,7 @@ from trainer.recipe.profiles import PROFILES
 from trainer.recipe.schema import apply_overrides, load_recipe
 from trainer.recipe.shipped import find_recipe
 from trainer.report.rows import by_cell, find_rows
+from trainer.report.tables import METRICS, summarize
 from trainer.runs.job import Job, plan_of
 from trainer.runs.results import store_row
 
@@ -122,7 +123,7 @@ def test_every_model_on_every_data_set_is_a_group_with_its_own_base(tmp_path):
             "qestion:",
             "'qestion' is no key of this ablation (did you mean question?)",
         ),
-        ('source: "nobody"\n', "", "name: loss", "this ablation has no source"),
+        ('question: "Which loss?"\n', "", "name: loss", "this ablation has no question"),
         (
             "name: one_at_a_time",
             "name: one_at_a_tim",
@@ -449,7 +450,7 @@ def test_the_plan_of_an_ablation_lists_its_cells_and_missing_runs(results, tmp_p
         for line in text.splitlines()
         if "of 2" in line
     }
-    assert "1 of 2" in rows["BCE"] and "the base, A2.v1" in rows["BCE"]
+    assert "1 of 2" in rows["BCE"] and "the base, A2.v2" in rows["BCE"]
     assert "2 of 2, 1 diverged" in rows["CE"] and "loss ce" in rows["CE"]
     assert "0 of 2" in rows["soft BCE"] and "loss.threshold off" in rows["soft BCE"]
 
@@ -469,7 +470,7 @@ def test_cumulative_steps_are_described_by_what_they_add(tmp_path):
         if len(cells) > 3
     }
     assert shown_cells["CE"] == "loss ce" and shown_cells["+ GELU"] == "model.activation gelu"
-    assert shown_cells["A3"].startswith("recipe A3.v1: ") and "repeats off" in shown_cells["A3"]
+    assert shown_cells["A3"].startswith("recipe A3.v2: ") and "repeats off" in shown_cells["A3"]
 
 
 def test_the_estimate_is_of_what_is_missing_and_says_what_it_rests_on(results, tmp_path):
@@ -479,6 +480,47 @@ def test_the_estimate_is_of_what_is_missing_and_says_what_it_rests_on(results, t
     assert "cpu, float32, 1 thread;" in text
     table = text.partition("minutes/run")[2]
     assert "soft BCE" in table and "CE │ 0" not in table.replace("soft BCE", "")
+
+
+@pytest.mark.parametrize(("load", "is_told"), [(2.0, True), (0.1, False), (None, False)])
+def test_an_estimate_that_was_measured_beside_other_work_says_so(
+    results, tmp_path, monkeypatch, load, is_told
+):
+    monkeypatch.setattr("trainer.cli.plan_ablation.load_per_core", lambda: load)
+    text = printed(tmp_path / "loss.yaml", results, num_measured=1)
+    assert ("busy machine" in text) == is_told
+
+
+def test_a_plan_of_cells_that_learn_nothing_says_so(tmp_path):
+    text = printed(written(tmp_path, PAGE.replace("epochs: 2", "epochs: 1")), tmp_path / "none")
+    assert "about chance in every cell" in text
+    assert "chance" not in printed(
+        written(tmp_path, PAGE.replace("epochs: 2", "epochs: 6")), tmp_path / "none"
+    )
+
+
+def test_a_plan_whose_rows_are_all_at_chance_says_so(tmp_path):
+    path = written(tmp_path, PAGE.replace("epochs: 2", "epochs: 6"))
+    for cell in load_ablation(path).cells:
+        for seed in (0, 1):
+            row = row_of(plan_of_cell(cell, seed), top1_pct=10.0, majority_pct=10.0)
+            store_row(tmp_path / "results", row)
+    assert "no run is above chance" in " ".join(printed(path, tmp_path / "results").split())
+
+
+def test_plan_and_table_have_the_same_seeds_needed(tmp_path):
+    path = written(tmp_path, PAGE.replace("[0, 1]", "[0, 1, 2]"))
+    ablation = load_ablation(path)
+    for number, cell in enumerate(ablation.cells):
+        for seed in (0, 1, 2):
+            score = 80.0 + number * seed + seed**2 / 4
+            store_row(tmp_path / "results", row_of(plan_of_cell(cell, seed), top1_pct=score))
+    question = question_of(ablation)
+    rows = by_cell(question, find_rows(tmp_path / "results", [question]))
+    cells = summarize(question, rows, METRICS["top1"]).cells
+    needed = [one.needed.num_seeds for one in cells if one.needed]
+    text = " ".join(printed(path, tmp_path / "results").split())
+    assert f"seeds needed: {min(needed)} to {max(needed)} a cell" in text
 
 
 def test_where_the_data_is_not_here_nothing_is_estimated(tmp_path):
@@ -573,7 +615,7 @@ def test_the_plan_has_the_seeds_that_the_stated_difference_needs(results, tmp_pa
     std = 0.10 * math.sqrt(50_000 / 360)
     num = math.ceil(TTestIndPower().solve_power(2.5 / std, power=0.8, alpha=0.05 / 2))
     text = " ".join(printed(path, results).split())
-    assert f"about {num} seeds a cell show a difference of 2.5 points" in text
+    assert f"seeds needed: {num} a cell, to show a difference of 2.5 points" in text
 
 
 def test_the_command_prints_the_plan(results, tmp_path):
@@ -599,3 +641,29 @@ def test_the_keys_of_a_stored_row_are_those_of_its_cell(results, tmp_path):
         len({plan_of_cell(cell, seed).identity.key for cell in found.cells for seed in found.seeds})
         == 6
     )
+
+
+def test_all_faults_of_an_ablation_are_said_at_once(tmp_path):
+    page = PAGE.replace("{loss.name: ce}", "{loss.name: cee}").replace("loss.threshold", "los")
+    with pytest.raises(ConfigError) as refused:
+        load_ablation(written(tmp_path, page))
+    assert "cee" in str(refused.value) and "'los'" in str(refused.value)
+    page = PAGE.replace("[test_resnet]", "[test_resne, resnet18]").replace("A2", "A22")
+    with pytest.raises(ConfigError) as refused:
+        load_ablation(written(tmp_path, page))
+    assert "A22" in str(refused.value) and "test_resne" in str(refused.value)
+    page = PAGE.replace("seeds: [0, 1]", "seeds: [a]").replace("models:", "model:")
+    with pytest.raises(ConfigError) as refused:
+        load_ablation(written(tmp_path, page))
+    text = str(refused.value)
+    assert "seeds" in text and "model" in text and text.count("loss.yaml:") == 1
+
+
+def test_a_name_and_a_source_may_be_left_out(tmp_path):
+    page = PAGE.replace("name: loss\n", "", 1).replace('source: "nobody"\n', "")
+    found = load_ablation(written(tmp_path, page))
+    assert (found.name, found.page.name, found.page.source) == ("loss", "loss", "")
+    bad = tmp_path / "my loss.yaml"
+    bad.write_text(page)
+    with pytest.raises(ConfigError, match="rename it"):
+        load_ablation(bad)

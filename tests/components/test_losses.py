@@ -11,6 +11,7 @@ from torch.nn import functional
 from torchvision.ops import sigmoid_focal_loss
 
 from trainer.base.component import registered
+from trainer.base.errors import PlanError
 from trainer.components.losses import (
     AsymmetricLoss,
     BinaryCrossEntropy,
@@ -20,6 +21,7 @@ from trainer.components.losses import (
     Loss,
 )
 from trainer.components.mixing import one_hot_targets
+from trainer.runs.job import Job, plan_of
 
 
 def micro_batch(num_images=16, num_classes=10, spread=8.0):
@@ -49,6 +51,39 @@ def test_binary_cross_entropy_equals_its_formula(threshold):
     assert abs(float(BinaryCrossEntropy(threshold=threshold)(logits, targets)) - expected) < 1e-6
     total = float(BinaryCrossEntropy(threshold=threshold, sum_classes=True)(logits, targets))
     assert total == pytest.approx(10 * expected, rel=1e-6)
+
+
+def test_class_weights_are_torchs_and_a_sum_over_classes():
+    logits, targets, x, t = micro_batch()
+    weights = tuple(np.linspace(0.2, 3.0, 10).tolist())
+    found = float(CrossEntropy(class_weights=weights)(logits, targets))
+    log_p = x - np.log(np.exp(x).sum(1, keepdims=True))
+    assert found == pytest.approx(-np.mean(np.sum(np.array(weights) * t * log_p, axis=1)), rel=1e-6)
+    labels = torch.arange(16) % 10
+    ours = CrossEntropy(class_weights=weights)(logits, one_hot_targets(labels, 10, 0.0))
+    total = functional.cross_entropy(logits, labels, torch.tensor(weights), reduction="sum")
+    torch.testing.assert_close(ours, total / 16, rtol=1e-6, atol=1e-6)
+    found = float(BinaryCrossEntropy(class_weights=weights)(logits, targets))
+    yes, no = np.array(weights) * t * np.logaddexp(0, -x), (1 - t) * np.logaddexp(0, x)
+    assert found == pytest.approx(np.mean(yes + no), rel=1e-6)
+    torchs = torch.nn.BCEWithLogitsLoss(pos_weight=torch.tensor(weights))(logits, targets)
+    assert found == pytest.approx(float(torchs), rel=1e-6)
+
+
+@pytest.mark.parametrize("loss", [CrossEntropy, BinaryCrossEntropy])
+def test_the_best_constant_answer_to_weighted_classes_is_a_minimum(loss):
+    weighted = loss(class_weights=(0.5, 1.0, 4.0))
+    shares = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64)
+    best = weighted.best_logits(shares).requires_grad_()
+    weighted(best[None], shares[None]).backward()
+    assert best.grad.abs().max() < 1e-9
+
+
+def test_weights_of_another_number_of_classes_are_refused():
+    job = Job("A3", "resnet18", overrides="loss={name: ce, class_weights: [1.0, 2.0]}")
+    with pytest.raises(PlanError) as refused:
+        plan_of(job)
+    assert refused.value.path == ("loss", "class_weights")
 
 
 def test_a_target_at_the_threshold_counts_as_no():

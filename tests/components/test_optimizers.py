@@ -1,6 +1,7 @@
 """Groups, clipping and the optimizers that torch provides."""
 
 import copy
+import re
 
 import numpy as np
 import pytest
@@ -137,6 +138,26 @@ def test_what_a_model_lists_and_what_a_layer_is_are_timms(name):
     layered = sgd("vectors", "no_weight_decay", layer_decay=0.75)
     theirs = param_groups_layer_decay(model, 0.02, no_weight_decay_list=listed, layer_decay=0.75)
     assert by_weight(model, param_groups(model, layered)) == by_weight(model, theirs)
+
+
+@pytest.mark.parametrize("name", ["convnext_small", "convnext_base"])
+def test_layers_of_three_blocks_are_those_of_convnexts_fine_tuning(name):
+    """Its 14 layers: the stem, stages 1 and 2 whole, nine times three blocks of stage 3, stage 4,
+    and what is left, norm and head; a downsampling belongs to what it leads to.
+    """
+
+    def layer(weight: str) -> int:
+        place = re.match(r"stages\.(\d)\.(?:downsample|blocks\.(\d+))", weight)
+        if not place:
+            return 0 if weight.startswith("stem") else 13
+        stage, block = int(place[1]), int(place[2] or 0)
+        return {0: 1, 1: 2, 2: 3 + block // 3, 3: 12}[stage]
+
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    groups = param_groups(model, sgd("vectors", layer_decay=0.8, layer_decay_blocks=3))
+    found = {weight: scale for weight, (_, scale) in by_weight(model, groups).items()}
+    assert found == {weight: pytest.approx(0.8 ** (13 - layer(weight))) for weight in found}
 
 
 def by_weight(model, groups):

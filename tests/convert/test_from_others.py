@@ -44,6 +44,30 @@ def test_the_commands_of_convnext_tiny_make_convnext(command):
     assert not found.lost and differences("convnext", found.recipe, "convnext_tiny") == {}
 
 
+FINE_TUNING = (
+    "python run_with_submitit.py --nodes {nodes} --ngpus 8 --model {model} --drop_path {drop_path}"
+    " --input_size 224 --batch_size {images} --lr 5e-5 --update_freq 1 --warmup_epochs 0"
+    " --epochs 30 --weight_decay 1e-8 --layer_decay 0.8 --head_init_scale 0.001 --cutmix 0"
+    " --mixup 0 --finetune /path/to/checkpoint.pth --data_path /path/to/imagenet-1k"
+)
+
+
+@pytest.mark.parametrize(
+    ("model", "drop_path", "nodes", "images", "more"),
+    [
+        ("convnext_base", 0.2, 2, 32, ""),
+        ("convnext_large", 0.3, 2, 32, ""),
+        ("convnext_xlarge", 0.4, 4, 16, " --model_ema true --model_ema_eval true"),
+    ],
+)
+def test_the_fine_tuning_commands_of_convnext_make_finetune_adamw(
+    model, drop_path, nodes, images, more
+):
+    command = FINE_TUNING.format(model=model, drop_path=drop_path, nodes=nodes, images=images)
+    found = make_recipe("convnext", command + more)
+    assert not found.lost and differences("finetune-adamw", found.recipe, model) == {}
+
+
 def test_the_command_of_torchvisions_second_weights():
     found = make_recipe("torchvision", V2)
     assert not found.lost
@@ -74,9 +98,7 @@ def test_steps_of_torchvision_are_counted_after_the_warm_up():
         ("torchvision", "--weights IMAGENET1K_V2", "--weights"),
         ("torchvision", "--transformer-embedding-decay 0", "--transformer-embedding-decay"),
         ("convnext", "--weight_decay_end 1e-8", "--weight_decay_end"),
-        ("convnext", "--layer_decay 0.8", "--layer_decay"),
         ("convnext", "--input_size 384", "--input_size"),
-        ("convnext", "--finetune a.pth", "--finetune"),
     ],
 )
 def test_what_cannot_be_said_is_named(program, flags, named):

@@ -1,6 +1,9 @@
 """Recipes of timm's train.py. The references are timm's own schedulers and transforms."""
 
+import hashlib
+
 import pytest
+import safetensors.torch
 import torch
 from timm.scheduler.scheduler_factory import create_scheduler_v2
 
@@ -61,6 +64,7 @@ BESIDE = {
     "color_jitter color_jitter_prob": "--aa=",
     "opt_eps opt_betas": "--opt adamw",
     "patience_epochs": "--sched plateau",
+    "pretrained_path": "--pretrained",
     "resplit": "--reprob 0.3 --aug-splits 3 --jsd-loss",
 }
 VALUES = {
@@ -266,3 +270,27 @@ def test_defaults_of_a_version():
     assert found.batch.images == 32 and found.lr.schedule.name == "step" and found.epochs == 200
     assert made("--aa rand-m9", version="0.6.13").recipe.lr.peak == 0.05
     assert made("--aa rand-m9", version="1.0.3").recipe.digest == made("--aa rand-m9").recipe.digest
+
+
+def test_rates_by_layer_are_the_recipes(tmp_path):
+    assert made(f"{BASE} --layer-decay 0.75").recipe.optimizer.layer_decay == 0.75
+    found = made(f"{BASE} --layer-decay 0.75 --layer-decay-min-scale 0.1")
+    assert any(row.startswith("--layer-decay-min-scale") for row, _ in found.lost)
+
+
+@pytest.mark.parametrize("flag", ["--initial-checkpoint", "--pretrained --pretrained-path"])
+def test_a_file_of_weights_is_the_recipes_with_its_digest(tmp_path, flag):
+    path = tmp_path / "a.safetensors"
+    safetensors.torch.save_file({"fc.weight": torch.zeros(2, 3)}, path)
+    found = made(f"{BASE} {flag} {path}")
+    start = found.recipe.model.pretrained
+    assert (start.file, start.sha256) == (
+        str(path),
+        hashlib.sha256(path.read_bytes()).hexdigest(),
+    )
+    assert not any("checkpoint" in row or "pretrained" in row for row, _ in found.lost)
+
+
+def test_weights_of_timms_are_pointed_to():
+    found = made("--model resnet18.a1_in1k --pretrained")
+    assert any(flag == "--pretrained" and "weights=timm:" in how for flag, how in found.settings)

@@ -91,3 +91,11 @@ def test_a_turned_camera_is_explained_for_training():
     turned = DataReport(2, (), {"EXIF-rotated": ("a.jpg",)}, {})
     assert "not turned" in rotated_note(DataReport(1, (), {}, {}), turned)
     assert rotated_note(DataReport(1, (), {}, {})) == ""
+
+
+def test_the_remedy_for_turned_links_is_about_the_files_that_they_lead_to(tmp_path):
+    """exiftran in place would put a file where the link is, and leave the image as it was."""
+    (tmp_path / "a.jpg").symlink_to(tmp_path / "b.jpg")
+    paths = {"EXIF-rotated": (str(tmp_path / "a.jpg"),)}
+    assert "links" in rotated_note(DataReport(1, (), paths, {}))
+    assert "links" not in rotated_note(DataReport(1, (), {"EXIF-rotated": ("b.jpg",)}, {}))

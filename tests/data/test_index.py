@@ -13,6 +13,7 @@ import pytest
 
 from trainer.data import content as contents
 from trainer.data import index
+from trainer.data.dataset import open_data
 from trainer.data.datasets.builtin import FolderSet
 from trainer.data.datasets.packed import open_files
 from trainer.data.index import (
@@ -239,13 +240,38 @@ def test_a_folder_that_is_no_data_set_is_refused_in_one_line(make_folder, change
 
 @pytest.mark.parametrize(
     ("split", "name"),
-    [("train", "Train"), ("train", "training"), ("val", "valid"), ("val", "test")],
+    [("train", "Train"), ("train", "training"), ("val", "Valid"), ("val", "dev")],
 )
 def test_a_split_under_another_name_is_pointed_at(make_folder, split, name):
     root = make_folder(**TWO_CLASSES)
     (root / split).rename(root / name)
     with pytest.raises(DataError, match=rf"rename {name}/ to {split}/"):
         open_files(root, "train"), open_files(root, "val")
+
+
+@pytest.mark.parametrize("name", ["valid", "test"])
+def test_valid_and_test_stand_for_val_and_the_row_says_so(make_folder, name):
+    root = make_folder(**TWO_CLASSES)
+    before = open_index(root, "val").fingerprint
+    (root / "val").rename(root / name)
+    assert open_index(root, "val").fingerprint == before
+    data = open_data(find_profile(str(root)), root)
+    assert data.split == name and data.val.index.folder.name == name
+
+
+def test_test_stands_for_val_only_where_there_is_no_other(make_folder):
+    splits = {"train": 3, "valid": 2, "test": 1}
+    root = make_folder(**{split: {"cat": number, "dog": 1} for split, number in splits.items()})
+    assert open_index(root, "val").num_images == 3
+    (root / "valid").rename(root / "val")
+    data = open_data(find_profile(str(root)), root)
+    assert data.split == "val" and data.val.num_images == 3
+
+
+def test_a_test_archive_beside_an_image_folder_is_none_of_its_splits(make_folder):
+    root = make_folder(**TWO_CLASSES)
+    (root / "test.tar").write_bytes(b"x")
+    assert open_files(root, "val").num_images == 2
 
 
 COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"  # NFC, as Linux has it; NFD, as macOS had it

@@ -1,9 +1,12 @@
 """A data profile of a folder of one's own: counted and measured, and accepted by every recipe."""
 
+import re
+
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from sklearn.utils.class_weight import compute_class_weight
 from typer.testing import CliRunner
 
 from trainer.base.errors import UserError
@@ -11,9 +14,10 @@ from trainer.cli.main import app
 from trainer.data.check import DataReport, check_data
 from trainer.data.datasets.builtin import FolderSet
 from trainer.data.index import open_index
-from trainer.data.own_profile import adapted_to, own_profile
+from trainer.data.own_profile import adapted_to, class_weights, own_profile
 from trainer.data.profile import find_profile
-from trainer.recipe.shipped import recipe_paths
+from trainer.recipe.schema import apply_overrides, load_recipe
+from trainer.recipe.shipped import find_recipe, recipe_paths
 from trainer.runs.job import Job, plan_of
 
 
@@ -68,6 +72,7 @@ def test_every_recipe_takes_the_profile_as_it_is_written(tmp_path, num_train):
 
     assert (shown.exit_code, written.exit_code) == (0, 0)
     assert path.read_text().rstrip() in shown.stdout and path.read_text().rstrip() in written.stdout
+    assert f"lr-find recipe=A3 model=resnet18 data={path}" in written.stdout.replace("\n", "")
     profile = find_profile(str(path))
     assert profile.num_train == num_train and profile.num_val == 20 and profile.num_classes == 5
     for recipe in recipe_paths():
@@ -91,3 +96,50 @@ def test_what_cannot_be_written_is_refused_before_reading(given, make_folder, mo
     words = ["check-data", *given, *([] if "--profile" in given else ["--profile", "x.yaml"])]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 2 and "profile=x" in done.stderr
+
+
+def test_weights_of_uneven_classes_are_scikit_learns_and_cuis():
+    counts = [900, 90, 10]
+    rules = list(class_weights(counts).values())
+    labels = np.repeat([0, 1, 2], counts)
+    balanced = compute_class_weight("balanced", classes=np.arange(3), y=labels)
+    assert rules[0] == pytest.approx(balanced, rel=1e-3)
+    terms = [sum(0.999**i for i in range(n)) for n in counts]  # the effective numbers
+    ratios = np.array(rules[1]) * terms
+    assert ratios == pytest.approx(np.full(3, ratios[0]), rel=1e-3)
+    assert np.dot(rules[1], counts) / 1000 == pytest.approx(1, rel=1e-3)
+
+
+def test_uneven_classes_are_told_a_set_that_a_recipe_takes(make_folder):
+    root = make_folder(train={"a": 6, "b": 2, "c": 3}, val={"a": 1, "b": 1, "c": 1})
+    done = CliRunner().invoke(app, ["check-data", "--data", str(root), "--workers", "1"])
+    printed = re.findall(r'set="(loss.class_weights=[^"]*)"', done.stdout)
+    assert len(printed) == 2
+    for given in printed:
+        recipe, _ = apply_overrides(
+            load_recipe(find_recipe("torchvision-v1")).for_model("resnet18"), given
+        )
+        assert len(recipe.loss.class_weights) == 3
+
+
+def test_no_profile_is_written_of_images_that_are_to_be_mended(make_folder, tmp_path):
+    root = make_folder(train={"cat": 3, "dog": 4}, val={"cat": 1, "dog": 2})
+    path = tmp_path / "photos.yaml"
+    words = ["check-data", "--data", str(root), "--profile", str(path)]
+    good = (root / "train/dog/0.jpg").read_bytes()
+    (root / "train/dog/0.jpg").write_bytes(b"")
+    bad = CliRunner().invoke(app, words)
+    assert bad.exit_code == 1 and "not written" in bad.stdout and not path.exists()
+    (root / "train/dog/0.jpg").write_bytes(good)
+    assert CliRunner().invoke(app, words).exit_code == 0 and path.exists()
+
+
+def test_a_profile_that_cannot_be_written_is_refused_before_an_image_is_read(
+    make_folder, tmp_path, monkeypatch
+):
+    root = make_folder(train={"a": 1, "b": 1}, val={"a": 1, "b": 1})
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("trainer.cli.data_commands.check_images", None)
+    words = ["check-data", "--data", str(root), "--profile", str(tmp_path / "file/x.yaml")]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 2 and "profile=" in done.stderr

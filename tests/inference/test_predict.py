@@ -17,7 +17,8 @@ from trainer.base.signals import Stopped
 from trainer.data.workers import Watch
 from trainer.inference.classifier import of_weights
 from trainer.inference.images import find_images
-from trainer.inference.predict import predict
+from trainer.inference.predict import Answer, predict
+from trainer.inference.sheet import write_sheet
 
 CPU = make_settings("cpu", workers="0")
 
@@ -122,6 +123,17 @@ def test_a_part_of_another_model_or_of_other_images_is_refused(classifier, folde
         with pytest.raises(UserError) as error:
             predict(classifier, paths, CPU, out, top_k, 2, Watch())
         assert "out.csv.part" in str(error.value)
+
+
+@pytest.mark.parametrize("number", [1, 2, 5, 30])
+def test_a_sheet_has_no_empty_rows(tmp_path, number):
+    path = tmp_path / "a.png"
+    Image.new("RGB", (8, 8), "red").save(path)
+    answers = [Answer(str(path), ("a",), (0.9 - i / 100,)) for i in range(number)]
+    write_sheet(tmp_path / "sheet.png", answers)
+    pixels = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB")).astype(int)
+    is_red = (pixels[..., 0] > 200) & (pixels[..., 1:].max(axis=2) < 60)
+    assert is_red.mean() > 0.2
 
 
 def test_predict_writes_answers_and_a_picture(folder, tmp_path, classifier):

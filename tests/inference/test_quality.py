@@ -8,17 +8,19 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from statsmodels.stats.proportion import proportion_confint
 from timm.data import create_transform
 
 from support.commands import rsb
 from trainer.base.settings import make_settings
+from trainer.base.stats import wilson_pct
 from trainer.data.decode import BadImage
 from trainer.data.index import DataError
 from trainer.data.workers import Watch
 from trainer.inference.classifier import ImageFacts, of_weights, shown_otherwise
 from trainer.inference.images import find_labelled, labelled_batches
 from trainer.inference.quality import NUM_BINS, judge
-from trainer.inference.quality_page import write_quality
+from trainer.inference.quality_page import scores_line, write_quality
 
 CPU = make_settings("cpu", workers="0")
 NAMES = ("cat", "dog", "eel", "fox", "gnu", "hen", "ibis")
@@ -168,6 +170,8 @@ def test_class_folders_that_are_not_the_models_are_refused(tmp_path, names):
     with pytest.raises(DataError) as error:
         find_labelled(tmp_path, NAMES, 7)
     assert str(tmp_path) in str(error.value) and error.value.hint
+    if not names:  # images without labels are predict's
+        assert f"predict images={tmp_path}" in error.value.hint
 
 
 def test_an_unreadable_image_ends_an_evaluation_by_its_name(tmp_path, photos):
@@ -185,6 +189,18 @@ def test_another_size_is_another_picture(weights):
     larger = shown_otherwise(classifier, {"test_px": 96, "crop_share": None})
     assert larger.image.test_px == 96
     assert larger.image.crop_share == classifier.image.crop_share
+
+
+@pytest.mark.parametrize(("right", "number"), [(0, 5), (5, 5), (28, 30), (347, 360)])
+def test_the_interval_of_an_accuracy_is_wilsons(right, number):
+    low, high = proportion_confint(right, number, method="wilson")
+    assert wilson_pct(right, number) == pytest.approx((100 * low, 100 * high), abs=1e-9)
+
+
+def test_a_line_of_scores_has_the_interval_of_its_images(drawn):
+    found = judged_of(*drawn)
+    low, high = wilson_pct(found.num_top1, 60)
+    assert f"interval {low:.1f} to {high:.1f} %" in scores_line(found)
 
 
 def test_eval_scores_timm_weights_and_makes_a_page(tmp_path, photos, weights):

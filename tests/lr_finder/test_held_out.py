@@ -1,6 +1,8 @@
 """The held-out slice: fixed, every class its share, never trained on; measuring it moves nothing."""
 
 import math
+import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,12 +12,13 @@ import torch
 from torch.nn import functional
 
 from support.plans import small_plan
+from trainer.base.errors import UserError
 from trainer.base.settings import make_settings
 from trainer.data.dataset import OpenedData, open_data
-from trainer.data.index import DataError
 from trainer.lr_finder.api import trial_plan
-from trainer.lr_finder.baseline import HeldOut, hold_out
+from trainer.lr_finder.baseline import HeldOut, check_hold_out, hold_out
 from trainer.recipe.sections import Batch
+from trainer.runs.job import Job, plan_of
 
 
 def made_up(labels):
@@ -80,11 +83,31 @@ def test_no_step_is_left_with_a_single_image(images):
     assert left % images != 1 and left >= images
 
 
-def test_a_batch_that_leaves_nothing_is_refused_with_one_that_would_do():
-    with pytest.raises(
-        DataError, match=r'100 training images that leaves 2 .* set="batch.images=90"'
-    ):
-        hold_out(made_up([0, 1] * 50), Batch(images=98, norm_images=1, drop_last=True))
+@pytest.mark.parametrize("num_train", [12, 40, 94, 100, 2000])
+def test_a_batch_that_leaves_nothing_is_refused_once_with_one_that_is_taken(tmp_path, num_train):
+    root = tmp_path / "photos"
+    for split, number in (("train", num_train), ("val", 4)):
+        for i in range(number):
+            folder = root / split / "ab"[i % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{i}.png").touch()
+    job = Job("A3", "resnet18", str(root), overrides="smoothing=null")
+    with pytest.raises(UserError) as caught:
+        plan_of(job, check_hold_out)
+    [printed] = re.findall(r'set="([^"]*)"', caught.value.hint)
+    plan = plan_of(replace(job, overrides=printed), check_hold_out)
+    assert "smoothing=null" in printed and num_train - plan.recipe.batch.images >= 10
+    labels = np.arange(num_train) % 2
+    cut = hold_out(made_up(labels), plan.recipe.batch)
+    assert cut.val.num_images >= 10 and cut.train.num_images >= plan.recipe.batch.images
+
+
+def test_too_few_images_to_hold_out_have_no_set(tmp_path):
+    plan = small_plan()
+    few = replace(plan, profile=plan.profile.model_copy(update={"num_train": 11}))
+    with pytest.raises(UserError) as caught:
+        check_hold_out(few)
+    assert not caught.value.fix and "more images" in caught.value.hint
 
 
 def measured(overrides, model, cut, seed=0):

@@ -20,6 +20,7 @@ from trainer.models.initialization import (
     adapt_input_channels,
     apply_start,
     initialize_weights,
+    is_head_loaded,
     load_pretrained,
 )
 from trainer.models.spec import Model, Pretrained, Start
@@ -197,6 +198,7 @@ def test_a_files_weights_are_taken_as_they_are(tmp_path, folder):
         pretrained = pretrained.model_copy(update={"file": str(tmp_path)})
     replacement = load_pretrained(model, pretrained, 10)
     assert same(model, source.state_dict()) and not replacement.note
+    assert is_head_loaded(model, [replacement])
     assert replacement.places == tuple(source.state_dict()) and "model.safetensors" in str(
         replacement
     )
@@ -210,7 +212,9 @@ def test_a_classifier_of_other_classes_is_left_random_and_that_is_said(tmp_path,
         for key, value in model.state_dict().items()
         if key.split(".")[-2] == "fc"
     }
-    note = load_pretrained(model, stored(tmp_path / "a.safetensors", source.state_dict()), 10).note
+    loaded = load_pretrained(model, stored(tmp_path / "a.safetensors", source.state_dict()), 10)
+    note = loaded.note
+    assert not is_head_loaded(model, [loaded])
     assert len(head) == 2 and same(model, source.state_dict() | head)
     assert all(key in note for key in head) and "[12" in note and "10 classes here" in note
 

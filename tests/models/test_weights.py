@@ -1,6 +1,7 @@
 """Files of weights as other programs write them."""
 
 import hashlib
+import json
 import pickle
 
 import pytest
@@ -201,6 +202,19 @@ def test_weights_that_fit_in_part_are_taken_where_that_is_asked_for(tmp_path, so
         assert torch.equal(tensor, source[name] if fits else before[name])
         assert (name in replacement.places) == fits
     assert "conv1.0.weight" in replacement.note and "unexpected conv1.weight" in replacement.note
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("plan.json", {"model": "resnet18"}), ("config.json", {"architecture": "resnet18"})],
+)
+def test_weights_of_another_models_run_name_that_model_first(tmp_path, source, name, text):
+    path = tmp_path / "a.pth"
+    torch.save(source, path)
+    (tmp_path / name).write_text(json.dumps(text))
+    with pytest.raises(WeightsError) as error:
+        load_pretrained(timm.create_model("resnet18d", num_classes=10), of(path), 10)
+    assert "use model=resnet18," in error.value.hint.partition("partial=true")[0]
 
 
 def test_weights_of_which_none_fits_are_refused_in_part_as_well(tmp_path):

@@ -5,8 +5,10 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from trainer.base.errors import UserError
+from trainer.cli.main import app
 from trainer.recipe.shipped import recipe_paths
 from trainer.runs.job import Job, plan_of
 
@@ -51,7 +53,26 @@ def test_all_that_is_refused_stands_in_one_line(photos):
     assert "lr.warmup_epochs 5" in str(caught.value) and "182 training images" in str(caught.value)
     assert f"check-data data={photos}" in caught.value.hint  # a profile suits every recipe
     assert caught.value.fix == {
-        "lr.warmup_epochs": 2,
+        "lr.warmup_epochs": 1,
         "batch.images": 182,
         "batch.norm_images": 182,
     }
+
+
+@pytest.mark.parametrize("num_epochs", [1, 2, 3])
+def test_a_short_run_on_an_own_profile_is_refused_with_one_remedy(photos, tmp_path, num_epochs):
+    """The remedy runs, and leaves steps after the warm-up."""
+    path = tmp_path / "photos.yaml"
+    adapt = "adapt: {epochs: 100, warmup_epochs: 5, batch_images: 16}"
+    lines = ["name: photos", "num_classes: 5", "num_train: 182", "num_val: 45"]
+    lines += ["mean: [0.5, 0.5, 0.5]", "std: [0.2, 0.2, 0.2]", adapt]
+    path.write_text("\n".join(lines) + "\n")
+    words = ["plan", "--recipe", "A3", "--model", "resnet18", "--data", str(path)]
+    words += ["--data-dir", str(photos)]
+
+    done = CliRunner().invoke(app, [*words, "--set", f"epochs={num_epochs}"])
+
+    assert done.exit_code == 2 and done.stderr.count("use ") == 1
+    [printed] = re.findall(r'set="([^"]*)"', done.stderr)
+    plan = plan_of(Job("A3", "resnet18", str(path), photos, overrides=printed))
+    assert plan.recipe.epochs == num_epochs and plan.num_warmup_steps < plan.num_steps

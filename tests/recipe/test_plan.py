@@ -8,7 +8,7 @@ import pytest
 from support.plans import small_plan
 from trainer.base.errors import OverrideError, UserError
 from trainer.recipe import check, tree
-from trainer.recipe.adapt import adaptation, rates_by_rule
+from trainer.recipe.adapt import adaptation, images_of_rate, rates_by_rule
 from trainer.recipe.plan import PlanError, make_plan
 from trainer.recipe.profiles import PROFILES, Adapt
 from trainer.recipe.schema import Recipe, apply_overrides, load_recipe
@@ -95,7 +95,7 @@ def test_a_seed_outside_its_range_is_refused(seed):
 def test_the_run_name_changes_with_all_that_may_change_the_score_and_with_nothing_else():
     plan = small_plan()
     base = plan.run_name("f")
-    assert base.startswith("A2.v1-test_resnet-digits-s0-") and len(base.rsplit("-", 1)[1]) == 6
+    assert base.startswith("A2.v2-test_resnet-digits-s0-") and len(base.rsplit("-", 1)[1]) == 6
     others = [
         small_plan(seed=1).run_name("f"),
         small_plan(model="test_convnext").run_name("f"),
@@ -164,8 +164,8 @@ def test_sizes_may_grow_by_the_step():
         (growing(90, from_px=150, from_epoch=1, to_epoch=2, multiple_px=32, updated="per_step"), "150 is no multiple"),
         (growing(90, from_px=128, from_epoch=2, to_epoch=2, multiple_px=32, updated="per_step"), "not before to_epoch 2"),
         (growing(90, from_px=128, from_epoch=2, to_epoch=91, multiple_px=32, updated="per_step"), "to_epoch 91 does not fit"),
-        ("'lr.schedule={name: piecewise_linear, points: [[0, 1.0], [91, 0.0]]}'", "points 91 does not fit .* 90; write 90 at most"),
-        ("'lr.schedule={name: multi_step, at_epochs: [30, 90], factor: 0.1}'", "at_epochs 90 does not fit .* write 89 at most"),
+        ("'lr.schedule={name: piecewise_linear, points: [[0, 1.0], [91, 0.0]]}'", "points 91 does not fit .* 90; use set="),
+        ("'lr.schedule={name: multi_step, at_epochs: [30, 90], factor: 0.1}'", "at_epochs 90 does not fit .* use set="),
         ("'lr.schedule={name: warmup_stable_decay, decay_epochs: 91, end: 0.0, shape: linear}'", "decay_epochs 91 does not fit"),
         ("loss={name: jensen_shannon, weight: 12, loss: {name: ce}}", "none; add augment_splits: 3"),
         ("augment_splits=3", "as ce does not; use jensen_shannon"),
@@ -419,8 +419,11 @@ def test_another_batch_by_an_override_leaves_the_rate_and_tells_what_the_rule_wo
     ],
 )
 def test_no_rule_is_told_where_none_was_left_out(recipe, overrides):
-    assert rates(recipe, overrides)[1] is None
+    plan, none = rates(recipe, overrides)
+    assert none is None and images_of_rate(plan.deviations) == 2048  # of nvidia-v15-90
     assert rates("A1", "batch.images=128")[1] == {}  # A1 has no rule
+    assert rates("A1", "")[1] == {}  # nor for the batch that a profile gives it
+    assert rates("A1", "lr.peak=0.001")[1] is None
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import timm
+import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.layers import DropPath
 
 from support.mutations import mutated, renamed
-from trainer.base.errors import ConfigError
+from trainer.base.errors import ConfigError, UserError
+from trainer.cli.options import with_weights
 from trainer.models.build import assemble
 from trainer.recipe import check
 from trainer.recipe.explain import diff_rows
@@ -32,9 +34,12 @@ PATHS = recipe_paths()
 NAMES = [path.stem for path in PATHS]
 # A recipe that a stored row cites never changes: a better one is a new version.
 DIGESTS = {
+    "A1.v2": "92928ae3a4d3",
     "A1.v1": "f1c6e9d659b1",
+    "A2.v2": "245722643911",
     "A2.v1": "1016b29acb8c",
     "A2-mmpretrain.v3": "e8a5faa48a00",
+    "A3.v2": "5d733a96107e",
     "A3.v1": "319f97206679",
     "bcn.v1": "16f2d81ee39b",
     "bit-i1k.v2": "57aa5b1e0712",
@@ -52,7 +57,10 @@ DIGESTS = {
     "ffcv-rn50-40.v1": "c821a6a0a941",
     "ffcv-rn50-56.v1": "e910927485f1",
     "ffcv-rn50-88.v1": "fd1f9af3eebe",
+    "finetune-adamw.v1": "2ff133425db2",
+    "finetune-sgd.v1": "2845301fad44",
     "gn-ws.v1": "9b2c62d82c63",
+    "linear-probe.v1": "c6c04051c30c",
     "mosaic-mild.v2": "3c68e56b89ac",
     "nvidia-v15-250.v2": "eade4ff3e229",
     "nvidia-v15-50.v2": "0a599ea620ed",
@@ -142,11 +150,12 @@ def test_every_score_is_the_one_that_its_source_published():
             (row["recipe"], row["model"], *numbers(row[key] for key in keys))
             for row in csv.DictReader(file)
         ]
-    shown = [
+    # of several versions of a recipe each may have the same score
+    shown = {
         (page.name, score.model, *numbers(getattr(score, key) for key in keys))
         for page in map(load_recipe, PATHS)
         for score in page.published
-    ]
+    }
     assert len(read) > 130 and sorted(map(str, shown)) == sorted(map(str, read))
 
 
@@ -349,6 +358,49 @@ def test_big_visions_rates_are_those_of_its_settings():
         share = (step - 1000) / (90 * steps - 1000)
         rate = 1.6 * min(1, step / 1000) * 0.5 * (1 + math.cos(math.pi * max(0, share)))
         assert page.lr.at(step, steps, 90) == pytest.approx(rate, rel=1e-9)
+
+
+def test_big_visions_transfer_is_that_of_its_settings():
+    page = load_recipe(find_recipe("finetune-sgd"))
+    steps = 1_281_167 // 512
+    assert page.epochs == int(20_000 * 512 / (0.99 * 1_281_167))
+    for step in (0, 1, 250, 499, 500, 501, 10_000, 8 * steps - 1):
+        share = (step - 500) / (8 * steps - 500)
+        rate = 0.03 * min(1, step / 500) * 0.5 * (1 + math.cos(math.pi * max(0, share)))
+        assert page.lr.at(step, steps, 8) == pytest.approx(rate, rel=1e-9)
+    assert math.floor(page.image.test_px / page.image.test_crop_share) == 448
+    assert page.optimizer.clip_global_norm == 1.0 and not page.optimizer.weight_decay
+
+
+def test_mocos_probe_trains_a_new_classifier_alone_in_three_steps():
+    page = load_recipe(find_recipe("linear-probe"))
+    rates = [page.lr.at(epoch * 5005, 5005, 100) for epoch in (0, 59, 60, 79, 80, 99)]
+    assert rates == pytest.approx([30, 30, 3, 3, 0.3, 0.3])
+    plan = plan_of(Job("linear-probe", "resnet18", "digits", overrides="model.pretrained=null"))
+    model, _ = assemble(plan)
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert trained == {"fc.weight", "fc.bias"} and not model.fc.bias.any()
+    assert float(model.fc.weight.detach().std()) == pytest.approx(0.01, rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["finetune-adamw", "finetune-sgd", "linear-probe"])
+def test_a_recipe_that_starts_from_weights_wants_them(name, tmp_path):
+    """Refused in one line without them; with them, also of as many classes, the classifier is as
+    the source has it.
+    """
+    plan = plan_of(Job(name, "resnet18", "digits"))
+    with pytest.raises(UserError) as refused:
+        assemble(plan)
+    assert "weights=" in refused.value.hint
+    source = timm.create_model("resnet18", num_classes=10)
+    path = tmp_path / "resnet18.pth"
+    torch.save(source.state_dict(), path)
+    given = with_weights("", str(path))
+    model, [replacement, *_] = assemble(plan_of(Job(name, "resnet18", "digits", overrides=given)))
+    assert replacement.part == "pretrained"
+    assert torch.equal(model.conv1.weight, source.conv1.weight)
+    is_kept = torch.equal(model.fc.weight, source.fc.weight)
+    assert is_kept == (name == "finetune-adamw")
 
 
 def test_mosaics_numbers_follow_from_its_own():

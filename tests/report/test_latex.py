@@ -212,6 +212,21 @@ def test_notes_are_about_columns_that_are_shown():
     assert "Top-1" in some
 
 
+def test_times_that_compare_nothing_are_no_columns_unless_asked_for():
+    busy = {"load_per_core": 2.0, "step_s": 1.0}
+    names = cell("base", is_base=True), cell("other")
+    table = table_of({one: {0: 90.0, 1: 91.0} for one in names}, (0, 1), base=busy, other=busy)
+
+    def shown(columns=""):
+        lines = as_latex(make_view(table, columns=columns)).splitlines()
+        return "\n".join(line for line in lines if not line.startswith("%"))
+
+    assert "images/s" not in shown() and "compare nothing" not in shown() and "MiB" in shown()
+    assert "images/s" in shown("cell images_per_s") and "compare nothing" in shown(
+        "cell images_per_s"
+    )
+
+
 def test_a_dash_and_a_quote_stay_what_they_are_while_two_hyphens_become_no_dash():
     assert "-" not in latex_text("58–73 — “so”") and "'" not in latex_text("“so”")
     assert "--" not in latex_text("58--73") and "''" not in latex_text("''")

@@ -21,11 +21,11 @@ from trainer.runs.results import RowError, store_row
 
 
 def test_rows_are_read_by_name_and_those_of_others_are_not_opened(tmp_path, monkeypatch):
-    for name in ("A1.v1-x", "A2.v1-x", "A2.v1-y"):
+    for name in ("A1.v1-x", "A2.v2-x", "A2.v2-y"):
         store_row(tmp_path, row(name, 0, 90.0, run=name))
     (tmp_path / "rows" / "A3.v1-damaged.json").write_text("{")
-    (tmp_path / "rows" / "A2.v1-x.json.part").write_text("{")
-    assert [found.run for found in stored_rows(tmp_path, "A2.v1-")] == ["A2.v1-x", "A2.v1-y"]
+    (tmp_path / "rows" / "A2.v2-x.json.part").write_text("{")
+    assert [found.run for found in stored_rows(tmp_path, "A2.v2-")] == ["A2.v2-x", "A2.v2-y"]
     assert list(stored_rows(tmp_path / "nothing", "")) == []
     with pytest.raises(RowError, match=r"A3\.v1-damaged\.json"):
         list(stored_rows(tmp_path, ""))
@@ -34,7 +34,7 @@ def test_rows_are_read_by_name_and_those_of_others_are_not_opened(tmp_path, monk
 def test_a_table_is_the_pages_cells_with_their_rows_failures_and_notes(page, tmp_path):
     ablation = load_ablation(page)
     base, other = ablation.cells
-    assert open_question(page).prefixes == ("A2.v1-test_resnet-digits-s",)
+    assert open_question(page).prefixes == ("A2.v2-test_resnet-digits-s",)
     results, runs = tmp_path / "results", tmp_path / "runs"
     first = stored_row(base, 0, 90.0)
     store_row(results, first)
@@ -45,7 +45,7 @@ def test_a_table_is_the_pages_cells_with_their_rows_failures_and_notes(page, tmp
     store_row(results, stored_row(other, 1, 91.0))
     store_row(
         results,
-        row("a neighbour", 0, 1.0, run="A2.v1-test_resnet-digits-s0-abcdef", model="test_resnet"),
+        row("a neighbour", 0, 1.0, run="A2.v2-test_resnet-digits-s0-abcdef", model="test_resnet"),
     )
     store_failure(
         runs,
@@ -101,14 +101,14 @@ def test_a_large_store_is_indexed_once_and_only_where_it_is_asked_for(tmp_path, 
         store_row(tmp_path, made)
     for number in range(2):
         store_row(
-            tmp_path, row("x", number, 1.0, run=f"A2.v1-test_resnet-digits-s{number}-00000{number}")
+            tmp_path, row("x", number, 1.0, run=f"A2.v2-test_resnet-digits-s{number}-00000{number}")
         )
     for number in range(300):
         (tmp_path / "rows" / f"A1.v1-resnet50-digits-s{number}-abcdef.json").write_text(
             "never read"
         )
     for number in range(10, 50):
-        (tmp_path / "rows" / f"A2.v1-test_resnet-digits-s{number}-000000.json").write_text(
+        (tmp_path / "rows" / f"A2.v2-test_resnet-digits-s{number}-000000.json").write_text(
             "never read"
         )
     read_row_file, opened = rows.read_row_file, []
@@ -118,7 +118,7 @@ def test_a_large_store_is_indexed_once_and_only_where_it_is_asked_for(tmp_path, 
     assert {made.run for made in find_rows(tmp_path, [question]).values()} == {
         made.run for made in own[:3]
     }
-    strangers = {f"A2.v1-test_resnet-digits-s{number}-00000{number}" for number in range(2)}
+    strangers = {f"A2.v2-test_resnet-digits-s{number}-00000{number}" for number in range(2)}
     assert set(opened) == strangers | {made.run for made in own[:3]}
     store_row(tmp_path, own[3])
     path = store_row(tmp_path, own[0].model_copy(update={"run": f"{own[0].run}-2"}))
@@ -161,7 +161,7 @@ def test_a_store_behind_a_url_is_refused_with_where_its_copy_is(page, tmp_path):
 
 def test_a_damaged_row_that_may_be_the_tables_is_named(tmp_path, page):
     (tmp_path / "rows").mkdir()
-    (tmp_path / "rows" / "A2.v1-test_resnet-digits-s1-000000.json").write_text("{")
+    (tmp_path / "rows" / "A2.v2-test_resnet-digits-s1-000000.json").write_text("{")
     with pytest.raises(RowError, match=r"s1-000000\.json"):
         find_rows(tmp_path, [open_question(page)])
 

@@ -106,9 +106,26 @@ def test_on_imagenets_val_set_the_published_spread_is_not_scaled():
 
 
 def test_a_single_value_among_others_borrows_their_spread():
-    table = table_of({BASE: {0: 90.0, 1: 92.0}, BETTER: {0: 93.0}}, seeds=(0, 1))
+    table = table_of({BASE: {0: 90.0, 1: 92.0, 2: 91.0}, BETTER: {0: 93.0}})
     assert only(table, "better").needed.origin == "pooled"
-    assert only(table, "better").needed.std == pytest.approx(math.sqrt(2))
+    assert only(table, "better").needed.std == pytest.approx(1.0)
+
+
+def test_two_seeds_do_not_plan_by_their_own_spread():
+    """One degree of freedom: differences of 3.0 and 3.1 would ask for two seeds."""
+    table = table_of({BASE: {0: 90.0, 1: 92.0}, BETTER: {0: 93.0, 1: 95.1}}, seeds=(0, 1))
+    assert only(table, "better").needed.origin == "pooled"
+    assert only(table, "better").needed.num_seeds > 20
+
+
+def test_cells_that_are_all_at_the_majority_class_are_warned_of():
+    facts = {"majority_pct": 40.0, "num_val_images": 100}
+    cells = {"base": facts, "better": facts}
+    near = table_of({BASE: {0: 40.0, 1: 41.0}, BETTER: {0: 42.0, 1: 39.0}}, (0, 1), **cells)
+    assert any("most frequent class has top-1 of 40.0 %" in line for line in warnings(near))
+    above = table_of({BASE: {0: 40.0, 1: 41.0}, BETTER: {0: 55.0, 1: 39.0}}, (0, 1), **cells)
+    unknown = table_of({BASE: {0: 40.0, 1: 41.0}, BETTER: {0: 42.0, 1: 39.0}}, (0, 1))
+    assert not [line for table in (above, unknown) for line in warnings(table)]
 
 
 def test_a_loss_has_no_published_spread():

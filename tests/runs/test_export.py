@@ -31,6 +31,7 @@ def exported(folder, plan):
         ("A2", "test_resnet", ""),
         ("convnext", "test_convnext", "model.layer_scale=1e-4"),
         ("A2", "test_resnet", "model.dropout=0.2"),
+        ("A2", "deit_tiny_patch16_224", ""),
     ],
 )
 def test_timm_opens_what_it_builds_alone(tmp_path, recipe, model, overrides):

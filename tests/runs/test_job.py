@@ -1,10 +1,13 @@
 """From what was asked to a plan; where a result comes from."""
 
+import hashlib
 import json
 import subprocess
 from types import SimpleNamespace
 
 import pytest
+import safetensors.torch
+import timm
 from rich.console import Console
 
 from support.plans import small_plan, small_set
@@ -12,9 +15,10 @@ from support.rows import ROW
 from trainer.base import provenance
 from trainer.base.settings import make_settings
 from trainer.base.signals import StopRequest
+from trainer.engine.state import TrainingState
 from trainer.recipe import tree
 from trainer.recipe.plan import PlanError
-from trainer.runs.job import Job, plan_of, run_job, run_name, write_plan
+from trainer.runs.job import Job, deviation_of_head, plan_of, run_job, run_name, write_plan
 from trainer.runs.results import store_row
 from trainer.runs.run_folder import recipe_of
 
@@ -67,6 +71,26 @@ def test_a_row_of_another_recipe_under_a_runs_name_is_not_taken_for_its_own(tmp_
     )
     with pytest.raises(PlanError, match=own.run):
         run_job(job, plan, settings, data, out, StopRequest())
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "head", "is_told"),
+    [(12, "kept", True), (10, "kept", False), (12, "new", False)],
+)
+def test_a_classifier_that_starts_anew_is_a_deviation_of_the_row(
+    tmp_path, num_classes, head, is_told
+):
+    """Its recipe says kept, which is where the shape fits."""
+    path = tmp_path / "a.safetensors"
+    model = timm.create_model("test_resnet", num_classes=num_classes)
+    safetensors.torch.save_file(model.state_dict(), path)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    start = f"model.pretrained={{file: {path}, sha256: {sha256}, head: {head}}}"
+    state = TrainingState(small_plan(overrides=f"'{start}'"), make_settings("cpu"))
+    found = deviation_of_head(state)
+    assert [(one.path, one.before, one.after, one.origin) for one in found] == [
+        ("model.pretrained.head", "kept", "new", "weights")
+    ] * is_told
 
 
 def test_the_run_folders_plan_is_readable_and_its_page_re_loads(tmp_path):

@@ -10,7 +10,7 @@ from support.commands import ROOT, rsb
 from support.rows import ROW
 from trainer.runs.lock import acquire
 from trainer.runs.own_runs import own_runs
-from trainer.runs.results import store_row
+from trainer.runs.results import RowDeviation, store_row
 
 PLAN = {"model": "resnet18", "data": "digits", "seed": 3, "num_steps": 396, "steps_per_epoch": 44}
 
@@ -112,3 +112,49 @@ def test_the_list_needs_no_torch(place):
     command = [sys.executable, "-c", script, "runs", f"runs={runs}", f"results={results}", "json=1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.stdout.splitlines()[-1] == "set()", done.stderr
+
+
+def test_an_unfinished_runs_score_is_that_of_the_weights_that_will_be_scored(place):
+    folder = place[0] / "stopped"
+    lines = [
+        {"step": 44, "weights": name, "top1_pct": pct}
+        for name, pct in (("model", 40.0), ("average", 60.0))
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert listed(place)["stopped"].top1_pct == 40.0
+    average = "average: {name: ema, is_scored: true}\n"
+    (folder / "recipe.yaml").write_text(f"name: A3\nversion: 1\n{average}")
+    assert listed(place)["stopped"].top1_pct == 60.0
+
+
+def test_deviations_that_somebody_chose_are_listed(place):
+    runs, results = place
+    changes = [
+        {"path": "epochs", "before": "100", "after": "9", "origin": "profile"},
+        {"path": "loss.name", "before": "bce", "after": "ce", "origin": "set"},
+    ]
+    (runs / "stopped" / "plan.json").write_text(json.dumps(PLAN | {"deviations": changes}))
+    row = ROW.model_copy(update={"deviations": tuple(RowDeviation(**one) for one in changes)})
+    (runs / ROW.run / "row.json").write_bytes(row.as_json())
+    found = listed(place)
+    assert found["stopped"].deviations == found[ROW.run].deviations == ("loss.name=ce",)
+    assert "loss.name=ce" in rsb("runs", "--runs", runs, "--results", results).stdout
+
+
+def test_a_diverged_run_has_the_epochs_that_it_came_to(place):
+    folder = place[0] / ROW.run
+    row = ROW.model_copy(update={"status": "diverged", "steps": 66, "epochs": 9})
+    (folder / "row.json").write_bytes(row.as_json())
+    assert (listed(place)[ROW.run].epochs_done, listed(place)[ROW.run].epochs) == (1.5, 9)
+
+
+def test_folders_of_lr_find_are_listed(place):
+    facts = {"value": 0.01, "recipe": "A3.v1", "model": "resnet18", "data": "digits"}
+    folder = place[0] / "lr-find-x"
+    (folder / "trials").mkdir()
+    assert listed(place)["lr-find-x"].state == "stopped"
+    (folder / "suggestion.json").write_text(json.dumps(facts))
+    found = listed(place)["lr-find-x"]
+    assert (found.state, found.recipe, found.model) == ("finished", "A3.v1", "resnet18")
+    (folder / "suggestion.json").write_text("[")
+    assert listed(place)["lr-find-x"].state == "damaged"

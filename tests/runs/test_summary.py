@@ -124,3 +124,16 @@ def test_a_score_found_again_has_top_5_only_where_it_says_something(num_classes,
     assert summary.rescored(out, row, scores, row.weights_sha256, settings)
     assert out.file.getvalue().count("top-1") == 2
     assert out.file.getvalue().count("top-5") == 2 * shows_top5
+
+
+@pytest.mark.parametrize(
+    ("overrides", "is_noted"),
+    [("", True), ("lr.peak=1e-3", False), ("batch.images=64", True)],
+)
+def test_a_rate_that_was_made_for_another_batch_is_noted(overrides, is_noted):
+    """A profile's batch too: A3 has no rule, and 0.008 is for 2,048 images."""
+    out = Console(file=io.StringIO(), width=200)
+    job = Job("A3", "resnet18", overrides=overrides)
+    summary.scaling_note(out, plan_of(job))
+    text = out.file.getvalue()
+    assert bool(text) == is_noted and ("2,048" in text and "lr-find" in text) == is_noted

@@ -14,7 +14,7 @@ from trainer.data.dataset import open_data
 from trainer.distributed.communicator import Ranks
 from trainer.engine.state import TrainingState, set_algorithms
 from trainer.engine.train import optimizer_step
-from trainer.recipe.schema import load_recipe
+from trainer.recipe.schema import from_random_weights, load_recipe
 from trainer.recipe.shipped import find_recipe
 
 # Small models; some recipes ask for a kind of block, or a number of channels that groups divide.
@@ -41,6 +41,8 @@ def started(name: str, precision: str = "bf16", **settings):
         for key, value in values.items()
         if getattr(recipe.model, part, None) is not None
     ]
+    if recipe != from_random_weights(recipe):
+        smaller.append("model.pretrained=null")
     overrides = [f"epochs={recipe.epochs}", *smaller]
     plan = small_plan(name, model, shlex.join(overrides))
     number = torch.cuda.device_count() - 1

@@ -20,6 +20,7 @@ import torch
 from rich.console import Console
 
 from support.plans import small_plan
+from support.rows import row_of
 from trainer.base.settings import make_settings
 from trainer.base.signals import StopRequest
 from trainer.data import transforms as prepare
@@ -31,6 +32,7 @@ from trainer.engine import train
 from trainer.engine.evaluate import evaluate
 from trainer.engine.state import TrainingState
 from trainer.recipe.plan import make_plan
+from trainer.runs.expected import ExpectedCurve
 from trainer.runs.run import train_in_folder
 from trainer.tasks import Classification
 
@@ -243,6 +245,30 @@ def whole_run(ranks, folder: str, overrides: str, stop_rank: int = -1, stop_step
         "changes": progress.changes,
         "said": out.file.getvalue(),
     }
+
+
+def off_track_run(ranks, folder: str, overrides: str) -> dict:
+    """A run with stop_if=off_track beside two rows that are right about every image, which rank 0
+    alone has.
+    """
+    plan = ranked_plan(ranks, "A1", "test_resnet", overrides)
+    settings = make_settings("cpu", workers="0", stop_if="off_track")
+    counts = (plan.profile.num_val,) * plan.recipe.epochs
+    rows = [row_of(plan, num_top1_by_epoch=counts, num_val_images=counts[0]) for _ in range(2)]
+    expected = ExpectedCurve(rows) if ranks.is_first else None
+    out = Console(file=io.StringIO(), width=200)
+    outcome = train_in_folder(
+        plan,
+        settings,
+        open_data(plan.profile, None),
+        Path(folder),
+        out,
+        StopRequest(),
+        ranks,
+        expected=expected,
+    )
+    found = outcome.status, outcome.run.is_off_track
+    return {"end": found, "epoch": outcome.state.progress.step / plan.steps_per_epoch}
 
 
 def killed_run(ranks, folder: str, overrides: str, bad_rank: int, moment: str, step: int) -> dict:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from trainer.base.settings import make_settings
+from trainer.data import loader_speed
 from trainer.engine.state import set_algorithms
 from trainer.tools import doctor, doctor_probes, doctor_steps
 from trainer.tools.doctor import examine, is_fit, print_findings
@@ -65,7 +66,10 @@ def test_a_broken_package_costs_its_own_line(tmp_path, monkeypatch, content, say
     assert list(found) == ["python", "timm", "cores", "locale"]
     assert says in found["timm"].found and found["timm"].state == BROKEN and found["timm"].remedy
     assert found["cores"].state == GOOD and not is_fit(found.values())
-    assert "442" in found["cores"].wanted and "resnet50" in found["cores"].wanted
+    assert (
+        f"{loader_speed.CORE_IMAGES_PER_S:.0f}" in found["cores"].wanted
+        and "resnet50" in found["cores"].wanted
+    )
 
 
 def test_a_package_that_hangs_is_given_up(tmp_path, monkeypatch):

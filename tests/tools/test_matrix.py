@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from trainer.base.errors import UserError
-from trainer.recipe.shipped import recipe_paths
+from trainer.recipe.shipped import newest_recipe_paths
 from trainer.runs import summary as show
 from trainer.tools import matrix
 from trainer.tools.matrix import (
@@ -35,7 +35,7 @@ REASONS = dict(re.findall(r"^(\d+)\. (.*)$", TABLE, re.M))
 def test_the_matrix_has_every_recipe_and_every_model():
     (head,) = [line for line in TABLE.splitlines() if line.startswith("| recipe")]
     assert [cell.strip() for cell in head.strip("| ").split("|")] == ["recipe", *MODELS]
-    assert list(ROWS) == [path.stem for path in recipe_paths()]
+    assert list(ROWS) == [path.stem for path in newest_recipe_paths()]
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_every_cell_is_a_size_or_a_reason():
 def sample() -> list[tuple[str, str]]:
     """Small models, a recipe of each kind, and the first cell of each of the first reasons."""
     steps = [
-        ("A3.v1", "resnet18"),
+        ("A3.v2", "resnet18"),
         ("convnext.v2", "convnext_atto"),
         ("gn-ws.v1", "resnet18"),
         ("ffcv-rn18-16.v1", "resnet18"),
@@ -86,7 +86,7 @@ def test_a_cell_is_as_computed_now(recipe, model):
 
 
 def test_a_cell_deviates_from_its_recipe_in_sizes_alone():
-    for recipe in ("A1.v1", "torchvision-v1.v1", "convnext.v2"):
+    for recipe in ("A1.v2", "torchvision-v1.v1", "convnext.v2"):
         for change in noise_plan(recipe, "resnet18").deviations:
             assert change.origin == "profile"
             assert change.path.split(".")[0] in ("batch", "mix", "image", "lr", "average"), (
@@ -139,11 +139,12 @@ def test_the_matrix_is_filled_row_by_row_and_the_bar_moves_with_it(monkeypatch):
 
 
 def test_recipes_and_models_are_chosen_by_name():
-    assert chosen_recipes("A1, A2.v1") == ["A1.v1", "A2.v1"] and list(
+    assert chosen_recipes("A1, A2.v1") == ["A1.v2", "A2.v1"] and list(
         chosen_models("resnet18 resnet101")
     ) == ["resnet18", "resnet101"]
     assert (
-        chosen_recipes("") == [path.stem for path in recipe_paths()] and chosen_models("") == MODELS
+        chosen_recipes("") == [path.stem for path in newest_recipe_paths()]
+        and chosen_models("") == MODELS
     )
     with pytest.raises(UserError, match="did you mean resnet101"):
         chosen_models("resnet1O1")

@@ -29,6 +29,8 @@ from trainer.ablation.runner import (
 from trainer.base.commands import command
 from trainer.base.errors import printable
 from trainer.base.json_text import last_lines
+from trainer.runs.chance import chance_warning
+from trainer.runs.results import Row
 
 PLAIN_LINE_S = 60.0  # log interval of running cells where the output is not a terminal
 _REFRESH_S = 0.5
@@ -64,8 +66,10 @@ class RunProgress:
         )
 
 
-def read_progress(folder: Path | None) -> RunProgress:
-    """Read from the last lines of a run folder's curves; a partly written line is skipped."""
+def read_progress(folder: Path | None, scored: str = "model") -> RunProgress:
+    """Read from the last lines of a run folder's curves; a partly written line is skipped. scored:
+    the weights whose score is shown, "model" or "average".
+    """
     if folder is None:
         return RunProgress()
     lines = last_lines(folder / "metrics.jsonl")
@@ -73,7 +77,9 @@ def read_progress(folder: Path | None) -> RunProgress:
     return RunProgress(
         step=int(max(_numbers(lines, "step"), default=0)),
         loss_nats=_last(lines, "loss_nats"),
-        top1_pct=_last(lines, "top1_pct"),
+        top1_pct=_last(
+            [line for line in lines if line.get("weights", scored) == scored], "top1_pct"
+        ),
         images_per_s=_last(speeds, "images_per_s"),
     )
 
@@ -164,7 +170,9 @@ class SweepTable:
         if status.state not in (RUNNING, ELSEWHERE):
             what = printable(status.failure.error) if status.failure else ""
             return name, seed, "", "", "", status.state + (f": {what[:60]}" if what else ""), ""
-        reading = read_progress(self._folder(repeat))
+        average = repeat.plan.recipe.average
+        scored = "average" if average and average.is_scored else "model"
+        reading = read_progress(self._folder(repeat), scored)
         epoch = f"{reading.step / repeat.plan.steps_per_epoch:.1f}/{repeat.plan.recipe.epochs}"
         left_s = reading.left_s(repeat)
         left = "" if left_s is None else str(timedelta(seconds=round(left_s)))
@@ -228,7 +236,7 @@ def summary(statuses: Sequence[RunStatus]) -> str:
 
 def closing_lines(statuses: Sequence[RunStatus], shared: Shared, ablation: str) -> list[str]:
     """The last lines of a sweep: counts by state, each failure with its error and the path of its
-    output.
+    output, and where no score is above chance.
     """
     lines = [summary(statuses)]
     for status in statuses:
@@ -240,6 +248,14 @@ def closing_lines(statuses: Sequence[RunStatus], shared: Shared, ablation: str) 
                 f"failed  {failure.cell}  seed {failure.seed}  exit {failure.exit_code}: "
                 f"{printable(failure.error)}{where}"
             )
+    groups: dict[str, list[Row]] = {}
+    for status in statuses:
+        if status.row is not None:
+            plan = status.repeat.plan
+            groups.setdefault(f"{plan.model} on {plan.profile.name}", []).append(status.row)
+    for group, rows in groups.items():
+        if line := chance_warning(rows):
+            lines.append(f"note    {group}: {line}")
     states = {status.state for status in statuses}
     if states & {FAILED, STOPPED, WAITING, ELSEWHERE}:
         lines.append(

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, model_validator
 
 from trainer.ablation.budget import Budget, budget_lines
 from trainer.ablation.cells import Cell, overrides_text
 from trainer.ablation.designs import Design, Variant, check_apart, not_empty, put_over
 from trainer.base.component import StrictModel
-from trainer.base.errors import ConfigError, OverrideError, UserError, did_you_mean, printable
+from trainer.base.errors import (
+    ConfigError,
+    OverrideError,
+    UserError,
+    all_of,
+    did_you_mean,
+    printable,
+)
 from trainer.base.errors import Path as ValuePath
 from trainer.base.provenance import shipped_folder
 from trainer.data.profile import find_profile
@@ -29,6 +37,7 @@ from trainer.runs.job import Job, published_recipe, resolve
 
 Text = Annotated[str, Field(min_length=1)]
 Names = Annotated[tuple[str, ...], AfterValidator(not_empty)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 
 
@@ -51,17 +60,18 @@ class Published(StrictModel):
 class AblationPage(StrictModel):
     """An ablation file: a question, what all cells share, and the design that varies the rest.
 
-    recipe: of all cells, unless a change of the design names another. models, data: every
-    combination is a group of cells with its own base. set: overrides by path that all cells share.
-    source: of the question. smallest_points: the smallest difference of top-1 that would matter,
-    stated before it is measured: seeds are planned for it. published: the sources' scores, by cell.
+    name: that of the file, which may be left out. recipe: of all cells, unless a change of the
+    design names another. models, data: every combination is a group of cells with its own base.
+    set: overrides by path that all cells share. source: of the question. smallest_points: the
+    smallest difference of top-1 that would matter, stated before it is measured: seeds are planned
+    for it. published: the sources' scores, by cell.
     """
 
     file_is: ClassVar[str] = "ablation"
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+    name: Name = ""
     title: Text
     question: Text
-    source: Text
+    source: Text = ""
     recipe: Text
     models: Names
     data: Names
@@ -156,20 +166,34 @@ def find_ablation(name: str) -> Path:
 def load_ablation(source: Path | str) -> Ablation:
     """Load an ablation by name or path: every cell planned, nothing run, no image read.
 
-    Raises UserError; an error in the file as `file:line: what was found; what to do`.
+    Raises UserError; errors in the file as `file:line: what was found; what to do`, all that are
+    wrong with its cells, or with what they are made of, at once.
     """
     path = find_ablation(source) if isinstance(source, str) else source
     page, positions = load_yaml(path, AblationPage)
-    if page.name != path.stem:
-        raise positions.error(
-            ("name",), f"name is {page.name}, but the file is {path.name}", "rename one of them"
-        )
-    placed = [found for group in _groups(page, positions) for found in group]
+    page, faults = _named(page, path, positions), list[ConfigError]()
+    placed = [found for group in _groups(page, positions, faults) for found in group]
+    if faults:
+        raise all_of(faults)
     places = {cell.name: place for cell, place in placed}
     cells = tuple(cell for cell, _ in placed)
     return Ablation(
         page.name, page.question, page.title, page.seeds, cells, page, path, positions, places
     )
+
+
+def _named(page: AblationPage, path: Path, positions: Positions) -> AblationPage:
+    """The page with its file's name. Raises ConfigError where it has another, or cannot have it."""
+    if page.name and page.name != path.stem:
+        raise positions.error(
+            ("name",), f"name is {page.name}, but the file is {path.name}", "rename one of them"
+        )
+    try:
+        TypeAdapter(Name).validate_python(path.stem)
+    except ValidationError:
+        hint = "rename it: letters, digits, - and _, the first a letter or a digit"
+        raise positions.error((), f"the file's name is {path.stem!r}", hint) from None
+    return page.model_copy(update={"name": path.stem})
 
 
 @dataclass(frozen=True)
@@ -200,20 +224,38 @@ def _start(recipe: str, model: str, data: str, profile: Profile) -> _Start:
     return _Start(page.for_model(model), adapted, deviations, digest, model, profile)
 
 
-def _groups(page: AblationPage, positions: Positions) -> Iterator[Iterator[tuple[Cell, ValuePath]]]:
-    """The cells of each model on each data set, with the keys that define them."""
+def _groups(
+    page: AblationPage, positions: Positions, faults: list[ConfigError]
+) -> Iterator[Iterator[tuple[Cell, ValuePath]]]:
+    """The cells of each model on each data set, with the keys that define them. faults: gets what
+    is wrong; with a recipe, a model or a data set there are no cells.
+    """
     recipes = {page.recipe: ("recipe",)} | dict(
         variant.recipe for variant in page.design.variants() if variant.recipe
     )
+    profiles: dict[str, Profile] = {}
     for name, place in recipes.items():
-        _check_recipe(name, place, positions)
+        with _noted(faults):
+            _check_recipe(name, place, positions)
     for number, model in enumerate(page.models):
-        _located(check_model_name, ("models", number), positions, model)
+        with _noted(faults):
+            _located(check_model_name, ("models", number), positions, model)
     for number, data in enumerate(page.data):
-        _check_file(data, ("data", number), positions)
-        profile = _located(find_profile, ("data", number), positions, data)
-        for model in page.models:
-            yield _cells(page, positions, model, data, profile)
+        with _noted(faults):
+            _check_file(data, ("data", number), positions)
+            profiles[data] = _located(find_profile, ("data", number), positions, data)
+    if not faults:
+        for data in page.data:
+            for model in page.models:
+                yield _cells(page, positions, model, data, profiles[data], faults)
+
+
+@contextlib.contextmanager
+def _noted(faults: list[ConfigError]) -> Iterator[None]:
+    try:
+        yield
+    except ConfigError as error:
+        faults.append(error)
 
 
 def _located(function, path: ValuePath, positions: Positions, value: str):
@@ -238,12 +280,15 @@ def _check_file(name: str, path: ValuePath, positions: Positions) -> None:
 
 
 def _cells(
-    page: AblationPage, positions: Positions, model: str, data: str, profile: Profile
+    page: AblationPage,
+    positions: Positions,
+    model: str,
+    data: str,
+    profile: Profile,
+    faults: list[ConfigError],
 ) -> Iterator[tuple[Cell, ValuePath]]:
-    """The cells of one group, the base first.
-
-    Raises ConfigError for a cell without a valid plan, that equals the base, or that is the same
-    run as another.
+    """The cells of one group, the base first. faults: gets those of a cell without a valid plan,
+    that equals the base, or that is the same run as another.
     """
     group = f"{model} on {data}"
     suffix = ", ".join([model] * (len(page.models) > 1) + [data] * (len(page.data) > 1))
@@ -251,38 +296,38 @@ def _cells(
     starts: dict[str, _Start] = {}
     for variant in page.design.variants():
         recipe, _ = variant.recipe or (page.recipe, ())
-        _check_budget(page, positions, variant)
-        try:
-            start = starts[recipe] = starts.get(recipe) or _start(recipe, model, data, profile)
-            shorter = budget_lines(page.budget, start.page, start.adapted, profile)
-            text = overrides_text(variant.over(put_over(shorter, page.set)))
-            plan = start.plan(text, page.seeds[0])
-        except UserError as error:
-            raise _located_in_cell(error, page, positions, variant, group) from None
-        key = plan.identity.key
-        if key in known:
-            raise positions.error(
-                variant.place,
-                f"the cell {variant.name} {_same_as(known, key)}, {group}",
-                "leave it out",
+        cell: Cell | None = None
+        with _noted(faults):
+            _check_budget(page, positions, variant)
+            try:
+                start = starts[recipe] = starts.get(recipe) or _start(recipe, model, data, profile)
+                shorter = budget_lines(page.budget, start.page, start.adapted, profile)
+                text = overrides_text(variant.over(put_over(shorter, page.set)))
+                plan = start.plan(text, page.seeds[0])
+            except UserError as error:
+                raise _located_in_cell(error, page, positions, variant, group) from None
+            key = plan.identity.key
+            if key in known:
+                found = f"the cell {variant.name} {_same_as(known, key)}, {group}"
+                raise positions.error(variant.place, found, "leave it out")
+            known[key] = variant.name
+            name = f"{variant.name} ({suffix})" if suffix else variant.name
+            score = _score(page, variant, model)
+            cell = Cell(
+                name=name,
+                recipe=recipe,
+                model=model,
+                data=data,
+                overrides=text,
+                levels=variant.levels,
+                is_base=len(known) == 1,
+                group=group,
+                published=score.top1_pct if score else None,
+                published_source=score.source if score else "",
+                plan=plan,
             )
-        known[key] = variant.name
-        name = f"{variant.name} ({suffix})" if suffix else variant.name
-        score = _score(page, variant, model)
-        cell = Cell(
-            name=name,
-            recipe=recipe,
-            model=model,
-            data=data,
-            overrides=text,
-            levels=variant.levels,
-            is_base=len(known) == 1,
-            group=group,
-            published=score.top1_pct if score else None,
-            published_source=score.source if score else "",
-            plan=plan,
-        )
-        yield cell, variant.place
+        if cell:
+            yield cell, variant.place
 
 
 def _same_as(known: Mapping[str, str], key: str) -> str:

@@ -15,6 +15,7 @@ Path = tuple[str | int, ...]
 
 LONGEST_QUOTE = 200
 _LONGEST_LINE = 3000
+_MOST_OTHERS = 8  # faults of one file beside the first
 
 
 class UserError(ValueError):
@@ -62,7 +63,31 @@ Error = TypeVar("Error", bound=UserError)
 
 
 class ConfigError(UserError):
-    """A value of a YAML file that does not fit, or a file that cannot be read."""
+    """A value of a YAML file that does not fit, or a file that cannot be read. others: what else is
+    wrong in the same data.
+    """
+
+    others: tuple[ConfigError, ...] = ()
+
+
+def all_of(errors: Iterable[ConfigError]) -> ConfigError:
+    """The first of some errors in files by its line, with the others, each place once, in its
+    hint.
+    """
+    by_place: dict[tuple, ConfigError] = {}
+    for error in sorted(errors, key=lambda error: error.line or 0):
+        by_place.setdefault((error.place, error.line, error.path), error)
+    first, *others = by_place.values()
+    if not others:
+        return first
+    listed = []
+    for one in others[:_MOST_OTHERS]:
+        where = f"line {one.line}: " if one.place == first.place else f"{one.place}:{one.line}: "
+        listed.append(f"{where}{one.found}" + (f" ({one.hint})" if one.hint else ""))
+    if len(others) > len(listed):
+        listed.append(f"and {len(others) - len(listed)} more")
+    hint = "; ".join([*filter(None, [first.hint]), f"also {listed[0]}", *listed[1:]])
+    return first.raised_as(ConfigError, hint=hint)
 
 
 class OverrideError(UserError):

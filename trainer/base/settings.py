@@ -16,6 +16,9 @@ _OTHER_ACCELERATORS = {"mps": "Apple GPU", "xpu": "Intel GPU"}
 COMPILE_MODES = ("default", "max-autotune-no-cudagraphs")
 LOADERS = ("auto", "torch", "pil", "ffcv")
 MICRO_BATCHES = ("recipe", "auto")
+STOP_REASONS = ("off_track",)
+DEBUG_KINDS = ("nan",)
+KEPT_WEIGHTS = ("best",)
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,10 @@ class Settings:
     fp16 group norms read and write these, with statistics in float32, where autocast on a GPU would
     convert to float32 and back. profile: is a trace of a few steps written? keep_every_epochs:
     whose checkpoints stay, 0 for none but the last two. loader: "torch", "pil" for the same with
-    every JPEG file decoded whole by PIL, or "ffcv".
+    every JPEG file decoded whole by PIL, or "ffcv". stop_if: "off_track" to end a run that is off
+    the track of earlier ones. expect: which those are, "" for those of the same recipe. debug:
+    "nan" to have the source of numbers that are not finite named. keep: "best" to keep the weights
+    of the best epoch beside the last.
     """
 
     device: str
@@ -54,6 +60,10 @@ class Settings:
     profile: bool = False
     keep_every_epochs: int = 0
     loader: str = "torch"
+    stop_if: str = ""
+    expect: str = ""
+    debug: str = ""
+    keep: str = ""
 
     @property
     def is_bitwise(self) -> bool:
@@ -79,6 +89,10 @@ def make_settings(
     profile: bool = False,
     keep_every: int = 0,
     loader: str = "auto",
+    stop_if: str = "",
+    expect: str = "",
+    debug: str = "",
+    keep: str = "",
 ) -> Settings:
     """Resolve what was asked against this machine.
 
@@ -96,6 +110,14 @@ def make_settings(
             " recipe, auto"
         )
     check_loader(loader)
+    _check_word("stop_if", stop_if, STOP_REASONS)
+    _check_word("debug", debug, DEBUG_KINDS)
+    _check_word("keep", keep, KEPT_WEIGHTS)
+    if debug and (compile or cuda_graphs):
+        raise UserError(
+            "debug=nan: looks at every layer, which compile=1 and cuda_graphs=1 join into one; use"
+            " it without them"
+        )
     if compile and activation_checkpointing:
         raise UserError(
             "compile=1 activation_checkpointing=1: each changes how a pass runs; use one of the two"
@@ -128,7 +150,19 @@ def make_settings(
         profile=profile,
         keep_every_epochs=keep_every,
         loader="torch" if loader == "auto" else loader,
+        stop_if=stop_if,
+        expect=expect,
+        debug=debug,
+        keep=keep,
     )
+
+
+def _check_word(name: str, value: str, valid: tuple[str, ...]) -> None:
+    """Refuse a value outside a list; none is valid. Raises UserError."""
+    if value and value not in valid:
+        raise UserError(
+            f"{name}={value}: unknown{did_you_mean(value, valid)}; valid: {', '.join(valid)}"
+        )
 
 
 def _check_compile_mode(mode: str, is_compiled: bool) -> None:

@@ -223,6 +223,24 @@ def binomial_error_pct(score_pct: float, num_images: int) -> float:
     return 100 * math.sqrt(share * (1 - share) / num_images)
 
 
+def wilson_pct(num_right: int, num_images: int) -> tuple[float, float]:
+    """The 95 % confidence interval of an accuracy, in percent, by the choice of the images.
+
+    Source: Wilson 1927; it holds for few images and near 0 and 100 %, where +- 1.96 standard
+    errors do not.
+    """
+    z = float(special.ndtri(1 - ALPHA / 2))
+    share, weight = num_right / num_images, z**2 / num_images
+    middle = (share + weight / 2) / (1 + weight)
+    margin = z / (1 + weight) * math.sqrt(share * (1 - share) / num_images + weight**2 / z**2 / 4)
+    return 100 * max(0.0, middle - margin), 100 * min(1.0, middle + margin)
+
+
+def is_above_pct(score_pct: float, constant_pct: float, num_images: int) -> bool:
+    """Is an accuracy on num_images above one that is known, beyond chance at 95 % (two-sided)?"""
+    return score_pct > constant_pct + 1.96 * binomial_error_pct(constant_pct, num_images)
+
+
 def published_spread_pct(num_images: int) -> float:
     """RSB's standard deviation over seeds, scaled to another number of val images, in points.
 
@@ -243,6 +261,34 @@ def next_value_range(values: Sequence[float]) -> tuple[float, float] | None:
     margin = _t_quantile(len(values) - 1) * std * math.sqrt(1 + 1 / len(values))
     mean = statistics.fmean(values)
     return mean - margin, mean + margin
+
+
+def sigma_of(share: float) -> float:
+    """The sigma of a normal distribution beyond which lies a share of it, on one side."""
+    return -float(special.ndtri(share))
+
+
+def sigma_off(score_pct: float, scores_pct: Sequence[float], num_images: int) -> float:
+    """How far one more accuracy lies from n earlier ones on num_images, by its chance under them:
+    as sigmas of a normal distribution, negative below.
+
+    The chance is that of Student's t with n - 1 degrees of freedom, of the distance to their mean
+    by std * sqrt(1 + 1 / n). At least the images' binomial error takes the std's place, with one
+    more right and one more wrong, so that 0 and 100 % have one: a few seeds may be alike by
+    chance. So no more than the nominal share of equally distributed scores is outside, if their
+    true spread is the seeds' or smaller than the floor. Raises ValueError for n < 2.
+    """
+    n = len(scores_pct)
+    if n < 2:
+        raise ValueError("one earlier score has no spread")
+    mean, std, scale = statistics.fmean(scores_pct), std_of(scores_pct), math.sqrt(1 + 1 / n)
+    off = score_pct - mean
+    smoothed_pct = (mean * num_images + 100) / (num_images + 2)
+    sigma = abs(off) / (binomial_error_pct(smoothed_pct, num_images) * scale)
+    if std:
+        by_seeds = sigma_of(float(special.stdtr(n - 1, -abs(off) / (std * scale))))
+        sigma = min(sigma, by_seeds)
+    return math.copysign(sigma, off)
 
 
 def front_of(

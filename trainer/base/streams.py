@@ -27,6 +27,7 @@ PURPOSES = {
     "split": 10,
     "replacement": 11,
     "lighting": 12,
+    "export": 13,
 }
 
 

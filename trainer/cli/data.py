@@ -34,30 +34,44 @@ def check_data(
         Path | None,
         typer.Option(help="Write a data profile of these images to this .yaml, for data=."),
     ] = None,
+    page: Annotated[
+        Path | None,
+        typer.Option(help="Folder for a page: images of each class, counts, what was found."),
+    ] = None,
 ) -> None:
     """Decode every image; list unreadable and unusual ones; of files of your own, measure and show
     a data profile. Exit 1 where training would fail.
     """
-    raise typer.Exit(0 if _commands().check_data(data, data_dir, workers, profile) else 1)
+    raise typer.Exit(0 if _commands().check_data(data, data_dir, workers, profile, page) else 1)
 
 
 @app.command()
 @user_errors
 def split(
-    data: Annotated[str, typer.Option(help="A folder of class folders: <data>/<class>/…")] = "",
+    data: Annotated[
+        str,
+        typer.Option(
+            help="A folder of class folders: <data>/<class>/…; or a .csv, .tsv or .parquet with"
+            " columns path, label and perhaps split."
+        ),
+    ] = "",
     out: Annotated[
         Path | None, typer.Option(help="Folder to make; default: <data>-split, beside it.")
     ] = None,
     share: Annotated[
         float, typer.Option(help="Of each class's images that are for validation, in (0, 1).")
     ] = 0.2,
+    again: Annotated[
+        bool, typer.Option(help="Make a split that is there anew: images came or went.")
+    ] = False,
 ) -> None:
-    """Make train/ and val/, of links, of a folder of class folders. An image's split depends on the
-    names in its class alone, so the same images are split in the same way everywhere.
+    """Make train/ and val/, of links, of a folder of class folders, or of a table of paths and
+    labels. An image's split is the table's, or depends on the names in its class alone, so that the
+    same images are split in the same way everywhere.
     """
     from trainer.cli.split_data import split_data  # numpy: only once options are parsed
 
-    split_data(data, out, share)
+    split_data(data, out, share, again)
 
 
 @app.command("data")

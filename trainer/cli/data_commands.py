@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.text import Text
 
 from trainer.base.commands import command
 from trainer.base.cores import num_cores
-from trainer.base.disk import write_atomically
+from trainer.base.disk import why, write_atomically
 from trainer.base.errors import UserError, did_you_mean
 from trainer.base.settings import worker_count
+from trainer.data.check import DataReport
 from trainer.data.check import check_data as check_images
-from trainer.data.dataset import open_data
+from trainer.data.dataset import OpenedData, open_data
 from trainer.data.datasets.builtin import open_set
 from trainer.data.datasets.packed import holds_files
 from trainer.data.ffcv.beton_writer import Storage, write_beton
-from trainer.data.own_profile import NoImages, as_yaml, check_new, own_profile
+from trainer.data.own_profile import NoImages, as_yaml, check_new, class_weights, own_profile
 from trainer.data.profile import data_folder, find_profile
+from trainer.inference.data_page import write_data_page
+from trainer.recipe.overrides import as_set
 from trainer.recipe.profiles import PROFILES, Profile
 from trainer.runs import summary
 from trainer.runs.job import Job
@@ -28,11 +33,19 @@ __all__ = ["Job", "check_data", "parity", "storage_of", "write_data"]
 
 FORMATS = ("beton", "raw")
 RAW_SIDE_PX = 256  # what most resized copies of ImageNet have
+_UNEVEN = 1.5  # times the images of the smallest class in the largest
+_MOST_WEIGHTS = 100
 
 
-def check_data(data: str, data_dir: Path | None, workers: str, profile: Path | None = None) -> bool:
+def check_data(
+    data: str,
+    data_dir: Path | None,
+    workers: str,
+    profile: Path | None = None,
+    page: Path | None = None,
+) -> bool:
     """Decode every image and print a report of each split, with a data profile of files; would
-    training meet no bad image? profile: the file to write it to.
+    training meet no bad image? profile: the file to write it to. page: the folder of a page.
     """
     num_threads = max(1, worker_count(workers, auto=num_cores()))
     known, folder = find_profile(data, data_dir), data_folder(data, data_dir)
@@ -46,6 +59,7 @@ def check_data(data: str, data_dir: Path | None, workers: str, profile: Path | N
         for split, images in (("train", opened.train), ("val", opened.val))
     }
     is_sound = summary.data_reports(out, opened, reports)
+    measured = None
     if profile is not None or (folder is not None and data not in PROFILES):
         try:
             measured = own_profile(known.name, **reports)
@@ -53,27 +67,74 @@ def check_data(data: str, data_dir: Path | None, workers: str, profile: Path | N
             if profile is not None:
                 raise
         else:
-            _show_profile(out, measured, data, folder, profile)
+            _show_profile(out, measured, data, folder, profile, is_sound)
+    _show_class_weights(out, list(reports["train"].class_counts.values()))
+    if page is not None:
+        _write_page(out, page, opened, reports, measured or known)
     return is_sound
 
 
-def _show_profile(
-    out: Console, made: Profile, data: str, folder: Path | None, path: Path | None
+def _write_page(
+    out: Console,
+    page: Path,
+    opened: OpenedData,
+    reports: Mapping[str, DataReport],
+    profile: Profile,
 ) -> None:
-    """Print a data profile that was measured and how it is used; write it to a path."""
+    """Write the page of a data set and say where. Raises UserError where it cannot be written."""
+    facts = [
+        ("images", f"{profile.num_train:,} train, {profile.num_val:,} {opened.split}"),
+        ("classes", f"{profile.num_classes:,}"),
+        ("mean, deviation", f"{list(profile.mean)}, {list(profile.std)}"),
+    ]
+    if (pixels := reports["train"].pixels) is not None and len(pixels.sizes):
+        width, height = np.median(pixels.sizes[pixels.sizes.any(axis=1)], axis=0).tolist()
+        facts.append(("median size", f"{width:.0f} x {height:.0f} px"))
+    if profile.adapt is not None:
+        adapted = profile.adapt.model_dump(exclude_none=True)
+        facts.append(("adaptation", ", ".join(f"{key} {one}" for key, one in adapted.items())))
+    try:
+        path = write_data_page(page, opened.train, reports, f"{profile.name}: data", facts)
+    except OSError as error:
+        raise UserError(
+            f"{page}: cannot be written ({why(error)})", "use page=<elsewhere>"
+        ) from None
+    out.print(f"page  {path}", markup=False)
+
+
+def _show_profile(
+    out: Console, made: Profile, data: str, folder: Path | None, path: Path | None, is_sound: bool
+) -> None:
+    """Print a data profile that was measured and how it is used; write it to a path, if all images
+    are sound: its numbers would be others once the bad ones are mended.
+    """
     to = path or Path(f"{made.name}.yaml")
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    where = command("check-data", data=data, data_dir=None if str(folder) == data else folder)
+    where += f" profile={to} writes it"
+    if path is not None and is_sound:
         write_atomically(path, as_yaml(made).encode())
-    where = (
-        f"written to {path}"
-        if path
-        else command("check-data", data=data, data_dir=None if str(folder) == data else folder)
-        + f" profile={to} writes it"
-    )
+        where = f"written to {path}"
+    elif path is not None:
+        where = f"not written to {path}: mend the images that are listed, then the same command"
     use = command("plan", recipe="A3", model="resnet18", data=to, data_dir=folder)
     out.print(Text(f"data profile of these images ({where}), to be edited; then {use}"))
     out.print(Text(as_yaml(made).rstrip()))
+    if made.adapt:
+        asks = command("lr-find", recipe="A3", model="resnet18", data=to, data_dir=folder)
+        batch = f"for this batch of {made.adapt.batch_images} images"
+        out.print(
+            Text(f"a recipe without a rule has no learning rate {batch}; {asks} measures one")
+        )
+
+
+def _show_class_weights(out: Console, counts: list[int]) -> None:
+    """How uneven classes may be weighted; nothing where they are even, or too many to write."""
+    if max(counts) < _UNEVEN * min(counts) or len(counts) > _MOST_WEIGHTS:
+        return
+    out.print(Text("uneven classes; weights that a loss may give them (ce and bce):"))
+    for rule, weights in class_weights(counts).items():
+        written = as_set({"loss.class_weights": tuple(weights)})
+        out.print(Text(f"  {rule}: {written}"), soft_wrap=True)
 
 
 def storage_of(

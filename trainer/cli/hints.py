@@ -99,6 +99,10 @@ HINTS = {
     "early_stopping": "nothing: a recipe has a fixed length, and the last epoch is the result",
     "patience": "nothing: a recipe has a fixed length, and the last epoch is the result",
     "log_interval": "nothing: progress is shown by time",
+    **dict.fromkeys(
+        ("freeze", "freeze_backbone", "freeze_layers", "freeze_body", "linear_probe"),
+        'set="model.freeze={{all_but: [head]}}" (only the classifier trains)',
+    ),
     "channels_last": "nothing: on for a GPU, off on the CPU",
 }
 
@@ -122,6 +126,8 @@ COMMANDS = {
     "list": "runs",
     "ls": "runs",
     "status": "runs",
+    "monitor": "watch",
+    "top": "watch",
     "sweep": "ablate",
     "ablations": "ablate",
     "lr": "lr-find",
@@ -136,6 +142,10 @@ COMMANDS = {
     "recipe": "recipes",
     "inference": "predict",
     "infer": "predict",
+    "onnx": "export",
+    "quantize": "export",
+    "push-to-hub": "push",
+    "upload": "push",
     "finetune": "train",
     "all": "train",
     "trainer": "help",
@@ -155,8 +165,12 @@ train
   train         train a model by a recipe, store its row (make without a target)
   plan          the plan of a run or of an ablation, without running it
   runs          list your runs: running, stopped, finished; epochs, score
+  watch         your runs as they go: loss, score, speed, time left; page=1
   eval          evaluate a run's model, or timm weights; page=: by class
   predict       a model's answers on a folder of images
+  export        a model as ONNX, OpenVINO, torch.export or TorchScript; int8=1
+  latency       how long a model takes by each of these: batch 1 and 32
+  push          a run's model with its card to the Hugging Face Hub
   verify        check a run folder: checksums, plan, row, curves, weights, score
   reproduce     run a stored row again and compare
   launch-slurm  write a Slurm job file that trains

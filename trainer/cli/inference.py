@@ -68,7 +68,9 @@ def predict(
     with StopRequest() as stop:
         commands = _commands()
         commands.predict(
-            commands.Asked(run, model, weights, runs, test_px, crop, interpolation).at_one_size(),
+            commands.Asked(run, model, weights, runs, test_px, crop, interpolation).at_one_size()[
+                0
+            ],
             images,
             out,
             top_k,

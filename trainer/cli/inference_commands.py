@@ -48,12 +48,11 @@ class Asked:
     crop: float | None
     interpolation: str
 
-    def at_one_size(self) -> Classifier:
-        """The model. Raises UserError."""
+    def at_one_size(self) -> tuple[Classifier, Path | None]:
+        """The model and its run's folder, where it is of one. Raises UserError."""
         if len(_sizes(self.test_px)) > 1:
             raise UserError(f"test_px={self.test_px}: more than one size", "use one")
-        ((classifier, _),) = self.at_sizes()
-        return classifier
+        return self.at_sizes()[0]
 
     def at_sizes(self) -> list[tuple[Classifier, Path | None]]:
         """The model at every size of test_px ("224 256"), each with its run's folder, where it is

@@ -18,6 +18,7 @@ from trainer.distributed.env import find_place, rank_device
 from trainer.distributed.launch import asked_ranks, check_gpus, launch
 from trainer.lr_finder import output
 from trainer.lr_finder.api import Request, run, set_up
+from trainer.lr_finder.baseline import check_hold_out
 from trainer.recipe.plan import check_settings
 from trainer.runs import summary as show
 from trainer.runs.job import Job, plan_of
@@ -48,7 +49,7 @@ def find_on_ranks(
     num_ranks = asked_ranks(gpus, procs, device, place)
     if place is None and num_ranks > 1:
         check_gpus(gpus)
-        plan_of(dataclasses.replace(job, world_size=num_ranks))
+        plan_of(dataclasses.replace(job, world_size=num_ranks), check_hold_out)
         return launch(num_ranks, sys.argv[1:], stop)
     device = rank_device("cpu" if procs else "cuda" if gpus and device == "auto" else device, place)
     with meet(place, device, say, stop.check) as ranks:

@@ -17,6 +17,7 @@ import trainer.cli.ablate
 import trainer.cli.bench
 import trainer.cli.convert
 import trainer.cli.data
+import trainer.cli.export
 import trainer.cli.figure
 import trainer.cli.inference
 import trainer.cli.lr_find
@@ -24,10 +25,10 @@ import trainer.cli.recipes
 import trainer.cli.runs
 import trainer.cli.table
 import trainer.cli.tools  # noqa: F401  importing these adds their commands to app
-from trainer.base.commands import program
+from trainer.base.commands import command, program
 from trainer.base.errors import UserError, one_line
 from trainer.cli.options import app
-from trainer.cli.words import help_text, options_of
+from trainer.cli.words import help_text, in_words, options_of
 
 try:
     from typer import TyperException as CommandError
@@ -51,8 +52,12 @@ def run_program() -> int:
         message = error.format_message().rstrip(".")
         if message:  # it is empty where no command was named: the help was printed then
             context = getattr(error, "ctx", None)
-            command = context.command_path if context else "rsb"
-            typer.echo(f"error: {one_line(message)}; see {command} --help", err=True)
+            path = context.command_path if context else "rsb"
+            see = f"{path} --help"
+            if program() == "make":  # where options are words
+                message = in_words(message)
+                see = command("help", of=path.removeprefix("rsb").strip())
+            typer.echo(f"error: {one_line(message)}; see {see}", err=True)
         return error.exit_code
     except typer.Abort:
         return 1

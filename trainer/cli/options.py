@@ -52,8 +52,8 @@ Data = Annotated[
     str,
     typer.Option(
         help="digits, fashion-mnist, mnist (also <name>-grey, one channel), cifar10, cifar100, "
-        "imagenet-1k, an image folder, a folder of tar shards, parquet or `datasets`, or a "
-        "profile's .yaml."
+        "imagenet-1k, an image folder, a folder of tar shards, parquet or `datasets`, or a data "
+        "profile's .yaml (see check-data)."
     ),
 ]
 DataDir = Annotated[
@@ -170,7 +170,9 @@ HalfGroupNorm = Annotated[
 ]
 Profile = Annotated[
     int,
-    typer.Option(min=0, max=1, help="1: write a trace of a few steps into the run folder."),
+    typer.Option(
+        min=0, max=1, help="1: torch's profiler: a trace of a few steps, in the run folder."
+    ),
 ]
 Inject = Annotated[
     str,
@@ -186,6 +188,36 @@ KeepEvery = Annotated[
         "--keep_every",
         min=0,
         help="Epochs between two checkpoints to keep; 0: keep only the last two.",
+    ),
+]
+StopIf = Annotated[
+    str,
+    typer.Option(
+        "--stop-if",
+        "--stop_if",
+        help="off_track: save and end (exit 1) where two evaluations in a row are below those of "
+        "earlier rows; the same command without it resumes.",
+    ),
+]
+Expect = Annotated[
+    str,
+    typer.Option(
+        help="Rows to compare evaluations with: a run (all seeds of its recipe), "
+        "<ablation>/<cell> or a recipe; default: the same recipe, model and data."
+    ),
+]
+Debug = Annotated[
+    str,
+    typer.Option(
+        help="nan: name the first layer and gradient that is not finite, dead gradients and loss "
+        "spikes; slower, same result."
+    ),
+]
+Keep = Annotated[
+    str,
+    typer.Option(
+        help="best: keep the weights of the epoch with the best score too (best.safetensors); the "
+        "result stays the last epoch's."
     ),
 ]
 BadImages = Annotated[
@@ -220,15 +252,20 @@ def with_weights(overrides: str, weights: str, runs: Path = Path("runs")) -> str
         sha256 = read_weights(weights_path(given)).sha256
     except WeightsError as error:
         raise error.raised_as(WeightsError, place="weights") from None
-    start = as_text({"model.pretrained": {"file": given, "sha256": sha256}})
+    start = as_text({"model.pretrained.file": given, "model.pretrained.sha256": sha256})
     return f"{start} {overrides}".rstrip()
 
 
 def _set_hint(error: Exception) -> str:
-    """What another program's word means here, where it was given as set="batch_size=64"."""
-    words = error.labels if isinstance(error, OverrideError) else ()
-    hint = HINTS.get(words[0], "") if len(words) == 1 else ""
-    return f"; use {hint.format('...')}" if hint.startswith(("set=", "weights=")) else ""
+    """What another program's word means here, where it was given as set="batch_size=64"; empty
+    where the error has a remedy of its own, or the word is the right one.
+    """
+    if not isinstance(error, OverrideError) or error.fix or len(error.labels) != 1:
+        return ""
+    (word,) = error.labels
+    hint = HINTS.get(word, "").format("...")
+    is_other = hint.startswith(("set=", "weights=")) and not hint.startswith(f'set="{word}=')
+    return f"; use {hint}" if is_other else ""
 
 
 def user_errors(command):
@@ -271,14 +308,18 @@ def user_errors(command):
 
 
 def _check_names(given: Mapping[str, Any]) -> None:
-    """Refuse a recipe or a dataset that does not exist before torch is imported, which takes
-    seconds. Raises UserError.
+    """Refuse a recipe or a dataset that does not exist, and what cannot be read of a recipe or of
+    set=, before torch is imported, which takes seconds. Raises UserError.
     """
-    if not (given.get("recipe") or given.get("data")):
+    if not any(given.get(name) for name in ("recipe", "data", "set_")):
         return
-    from trainer.recipe.profiles import check_data_name  # pydantic: not for --help
+    # pydantic: not for --help
+    from trainer.recipe.load import check_syntax
+    from trainer.recipe.overrides import overrides_of
+    from trainer.recipe.profiles import check_data_name
 
+    overrides_of(given.get("set_") or "")
     if given.get("recipe"):
-        find_recipe(given["recipe"])
+        check_syntax(find_recipe(given["recipe"]))
     if given.get("data"):
         check_data_name(given["data"])

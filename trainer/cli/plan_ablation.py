@@ -16,6 +16,7 @@ from trainer.ablation.cells import Cell, command, plan_of_cell
 from trainer.ablation.questions import question_of
 from trainer.ablation.spec import Ablation, load_ablation
 from trainer.ablation.throughput import Throughput, measure_throughput, shape_of
+from trainer.base.cores import load_per_core
 from trainer.base.errors import UserError
 from trainer.base.plural import counted, duration, plural
 from trainer.base.settings import Settings, make_settings
@@ -27,10 +28,14 @@ from trainer.recipe.explain import diff_rows
 from trainer.recipe.plan import Plan
 from trainer.recipe.tree import shown
 from trainer.report.rows import by_cell, find_rows
+from trainer.report.tables import METRICS, summarize
+from trainer.report.tables import Table as TableOfRows
 from trainer.runs import summary as show
+from trainer.runs.chance import chance_warning
 from trainer.runs.results import Row
 
 MAX_DIFFERENCES = 8  # listed in a cell's line; two recipes may differ in dozens
+BUSY_LOAD = 0.75  # processes a core: with this one's, more than one from here on
 BOUND_S = 4.0  # of measuring one shape
 
 
@@ -50,7 +55,7 @@ def print_plan(
     ablation = load_ablation(name)
     question = question_of(ablation)
     rows = by_cell(question, find_rows(results, [question]))
-    print_head(out, ablation)
+    print_head(out, ablation, summarize(question, rows, METRICS["top1"]))
     check_models(ablation)
     for group in groups_of(ablation):
         print_group(out, ablation, group, rows)
@@ -69,8 +74,8 @@ def print_plan(
         print_hours(out, ablation, missing, data_dir, machine, num_measured)
 
 
-def print_head(out: Console, ablation: Ablation) -> None:
-    """Question, source, and what all cells share."""
+def print_head(out: Console, ablation: Ablation, table: TableOfRows) -> None:
+    """Question, source, and what all cells share. table: of the rows there are."""
     page = ablation.page
     budget = "the recipe's epochs on its data"
     if page.budget and page.budget.epochs:
@@ -83,29 +88,42 @@ def print_head(out: Console, ablation: Ablation) -> None:
         "design": page.design.name.replace("_", " "),
         "base": f"{page.recipe} with {', '.join(page.models)} on {', '.join(page.data)}",
         "budget": budget,
-        "seeds": f"{', '.join(map(str, page.seeds))}; {planned_seeds(ablation)}",
+        "seeds": f"{', '.join(map(str, page.seeds))}; {planned_seeds(ablation, table)}",
     }
     out.print(f"[bold]{page.name}[/] {escape(page.title)}", soft_wrap=False)
     grid = Table(show_header=False, box=None, pad_edge=False)
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
-    for name, value in fields.items():
+    for name, value in ((name, value) for name, value in fields.items() if value):
         grid.add_row(name, Text(value))
     out.print(grid, soft_wrap=False)
 
 
-def planned_seeds(ablation: Ablation) -> str:
-    """How many seeds the smallest difference of interest needs, before anything has been run: by
-    the published spread, so that a design can be changed while that is free.
+def planned_seeds(ablation: Ablation, table: TableOfRows) -> str:
+    """How many seeds the smallest difference of interest needs: as the table of the rows has it,
+    and before there are any by the published spread, so that a design can be changed while that is
+    free.
     """
     points = ablation.page.smallest_points
-    num_images = min(cell.planned.profile.num_val for cell in ablation.cells)
-    alpha = ALPHA / max(1, sum(not cell.is_base for cell in ablation.cells))
-    num = seeds_needed(points, published_spread_pct(num_images), is_paired=False, alpha=alpha)
-    count = f"about {counted(num, 'seed')}" if num else f"more than {MOST_SEEDS:,} seeds"
+    found = [summary.needed for summary in table.cells if summary.needed]
+    by = "as the table of the rows has it"
+    if found:
+        numbers = sorted(
+            MOST_SEEDS + 1 if one.num_seeds is None else one.num_seeds for one in found
+        )
+    else:
+        num_images = min(cell.planned.profile.num_val for cell in ablation.cells)
+        alpha = ALPHA / max(1, sum(not cell.is_base for cell in ablation.cells))
+        std = published_spread_pct(num_images)
+        numbers = [seeds_needed(points, std, is_paired=False, alpha=alpha) or MOST_SEEDS + 1]
+        by = f"by RSB's spread, scaled to {num_images:,} val images"
+    ends = [
+        f"more than {MOST_SEEDS:,}" if number > MOST_SEEDS else f"{number:,}"
+        for number in dict.fromkeys((numbers[0], numbers[-1]))
+    ]
     return (
-        f"{count} a cell show a difference of {points:g} {plural('point', points)} "
-        f"(smallest_points) by RSB's spread, scaled to {num_images:,} val images"
+        f"seeds needed: {' to '.join(ends)} a cell, to show a difference of {points:g}"
+        f" {plural('point', points)} (smallest_points), {by}"
     )
 
 
@@ -144,6 +162,9 @@ def print_group(
         f"[bold]{escape(cells[0].group)}[/]: {counted(len(cells), 'cell')}, {steps_line(cells)}"
     )
     out.print(heading, soft_wrap=False)
+    stored = [row for cell in cells for seed in ablation.seeds if (row := rows[cell.name, seed])]
+    for line in expectations(cells, stored):
+        out.print(Padding(Text(line, style="yellow"), (0, 0, 0, 2)), soft_wrap=False)
     shared = shared_deviations(cells)
     if shared:
         line = f"in every cell, overrides of its recipe: {'; '.join(in_short(shared))}"
@@ -163,6 +184,19 @@ def print_group(
     out.print(table, soft_wrap=False)
     for source in dict.fromkeys(cell.published_source for cell in cells if cell.published_source):
         out.print(Text(f"published: {source}"), soft_wrap=False)
+
+
+def expectations(cells: Sequence[Cell], rows: Sequence[Row]) -> Iterator[str]:
+    """What the scores of cells will not show, and those of their rows do not."""
+    worths = [show.num_full_steps(cell.planned) for cell in cells]
+    known = [worth for worth in worths if worth is not None and worth < show.FEWEST_FULL_STEPS]
+    if len(known) == len(cells):
+        yield (
+            f"note: expect about chance in every cell: its steps are worth {max(known):.2g} at most"
+            " at the peak rate; train for more epochs"
+        )
+    if found := chance_warning(rows):
+        yield f"note: {found}"
 
 
 def steps_line(cells: Sequence[Cell]) -> str:
@@ -250,6 +284,7 @@ def print_hours(
         return
     in_memory = all(data.train.is_in_memory for data in opened.values())
     settings = make_settings(**machine, in_memory=in_memory)
+    load = load_per_core() or 0.0  # before: measuring is a load itself
     throughputs = measured(cells, settings, opened, num_measured)
     seconds = {cell.name: throughputs[shape_of(cell.planned)].run_s(cell.planned) for cell in cells}
     table = Table("to run", "seeds", "s/step", "minutes/run", pad_edge=False)
@@ -264,6 +299,12 @@ def print_hours(
     line = f"{counted(len(missing), 'run')} to do, {total} one after another"
     out.print(line, style="bold", soft_wrap=False)
     out.print(basis(throughputs, settings), soft_wrap=False, markup=False)
+    if load > BUSY_LOAD:
+        line = (
+            f"note: measured on a busy machine ({load:.1f} processes a core in the last minute):"
+            " alone it takes less time"
+        )
+        out.print(line, style="yellow", soft_wrap=False, markup=False)
 
 
 def measured(

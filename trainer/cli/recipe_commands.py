@@ -18,6 +18,7 @@ from trainer.data.profile import (
     find_profile,
     folder_majority_pct,
     ignored_files,
+    val_stand_in,
 )
 from trainer.distributed.launch import asked_ranks
 from trainer.models.build import assemble
@@ -25,7 +26,7 @@ from trainer.models.edit.replacement import Replacement
 from trainer.recipe.explain import diff_rows, diff_table, explain_rows, explain_table
 from trainer.recipe.plan import make_plan
 from trainer.recipe.profiles import PROFILES
-from trainer.recipe.schema import load_recipe
+from trainer.recipe.schema import from_random_weights, load_recipe
 from trainer.recipe.shipped import find_recipe
 from trainer.runs import summary
 from trainer.runs.job import Job, plan_of, resolve
@@ -53,6 +54,7 @@ def plan(
     counted_pct = folder_majority_pct(folder)
     summary.majority_line(out, planned.profile.majority_pct if folder is None else counted_pct)
     summary.ignored_lines(out, ignored_files(folder))
+    summary.stand_in_line(out, val_stand_in(folder))
     print_estimate(out, planned, settings, results, model, job)
 
 
@@ -73,7 +75,7 @@ def explain(job: Job, with_off: bool) -> None:
         # ImageNet's profile
         profile = profile or PROFILES["imagenet-1k"]
         replacements = summary.module_replacements(
-            make_plan(resolved, model=job.model, profile=profile)
+            make_plan(from_random_weights(resolved), model=job.model, profile=profile)
         )
     rows = explain_rows(written, positions, resolved, job.model, deviations, with_off=with_off)
     title = f"{written.name}.v{written.version} for {job.model}: {written.source}"

@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from trainer.base.terminal import open_terminal
-from trainer.recipe.shipped import recipe_paths
+from trainer.recipe.shipped import newest_recipe_paths
 
 try:
     from yaml import CSafeLoader as SafeLoader
@@ -22,7 +22,7 @@ def list_recipes() -> None:
     Read as plain YAML: to check every value would import torch, which takes seconds.
     """
     table = Table("recipe", "what is special", "published top-1", "source")
-    for path in recipe_paths():
+    for path in newest_recipe_paths():
         recipe = yaml.load(path.read_text(), Loader=SafeLoader)
         scores = recipe.get("published", [])
         chosen = [score for score in scores if score["model"] == "resnet50"] or scores

@@ -15,6 +15,7 @@ from trainer.base.errors import printable
 from trainer.base.terminal import open_terminal
 from trainer.runs.own_runs import OwnRun, own_runs
 
+_MOST_DEVIATIONS = 4  # named in the table
 _MOST_ROWS_ALONE = 20  # without a run folder, in the table
 
 
@@ -29,7 +30,9 @@ def list_runs(runs: Path, results: Path, as_json: bool) -> None:
         return
     alone = [one.run for one in found if one.folder is None]
     left_out = set(alone[:-_MOST_ROWS_ALONE])
-    table = Table("run", "recipe", "model", "data", "epochs", "state", "top-1 %", "folder")
+    table = Table(
+        "run", "recipe", "model", "data", "epochs", "state", "top-1 %", "deviations", "folder"
+    )
     table.columns[0].no_wrap = True
     for one in found:
         if one.run not in left_out or one.folder:
@@ -44,5 +47,9 @@ def _cells(one: OwnRun, runs: Path) -> tuple[str, ...]:
     done = "?" if one.epochs_done is None else f"{one.epochs_done:g}"
     epochs = "" if one.epochs is None else f"{done} of {one.epochs:g}"
     score = "" if one.top1_pct is None else f"{one.top1_pct:.2f}"
+    changed = list(one.deviations[:_MOST_DEVIATIONS])
+    if len(one.deviations) > len(changed):
+        changed.append(f"{len(one.deviations) - len(changed)} more")
     named = (one.recipe or "", one.model or "", one.data or "")
-    return one.run, *named, epochs, one.state, score, f"{runs}/" if one.folder else "none"
+    folder = f"{runs}/" if one.folder else "none"
+    return one.run, *named, epochs, one.state, score, " ".join(changed), folder

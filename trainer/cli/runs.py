@@ -1,4 +1,4 @@
-"""Commands that make, list or check a run: train, runs, verify, launch-slurm."""
+"""Commands that make, list or check a run: train, runs, watch, verify, launch-slurm."""
 
 from __future__ import annotations
 
@@ -55,6 +55,10 @@ def train(
     profile: options.Profile = 0,
     inject: options.Inject = "",
     keep_every: options.KeepEvery = 0,
+    stop_if: options.StopIf = "",
+    expect: options.Expect = "",
+    debug: options.Debug = "",
+    keep: options.Keep = "",
 ) -> None:
     """Train a model by a recipe and store the run's row. Rerun the same command to resume a run
     that was stopped.
@@ -76,6 +80,10 @@ def train(
                 "results": results,
                 "checkpoint_s": checkpoint_s,
                 "keep_every": keep_every,
+                "stop_if": stop_if,
+                "expect": expect,
+                "debug": debug,
+                "keep": keep,
                 "micro_batch": micro_batch,
                 "activation_checkpointing": bool(activation_checkpointing),
                 "compile": bool(compile),
@@ -105,6 +113,29 @@ def list_runs(
     from trainer.cli import run_list  # pydantic, rich: only once options are parsed
 
     run_list.list_runs(runs, results, json)
+
+
+@app.command()
+@user_errors
+def watch(
+    run: Annotated[
+        str, typer.Option(help="Only this run, a name or folder, with the end of its log.")
+    ] = "",
+    once: Annotated[bool, typer.Option("--once", help="Print once and end.")] = False,
+    page: Annotated[
+        str,
+        typer.Option(help="Write a page that loads itself again: a file, or 1: runs/watch.html."),
+    ] = "",
+    every: Annotated[float, typer.Option(min=0.2, max=3600, help="Seconds between two looks.")] = 2,
+    runs: options.Runs = Path("runs"),
+    results: options.Results = Path("results"),
+) -> None:
+    """Watch your runs until Ctrl-C: state, progress, loss, last score, speed, share of waiting,
+    time left. Reads files only.
+    """
+    from trainer.cli import watch_runs  # pydantic, rich: only once options are parsed
+
+    watch_runs.watch(runs, results, run, once, page, every)
 
 
 @app.command()

@@ -87,19 +87,19 @@ def help_text(name: str, group: Any, width: int) -> str:
     }
     indent = max(map(len, known), default=0) + 3
     lines = [f"make {name} word=value ..." if known else f"make {name}", ""]
-    for paragraph in _in_words(command.help or "").split("\n\n"):
+    for paragraph in in_words(command.help or "").split("\n\n"):
         lines += [*textwrap.wrap(paragraph, width, break_on_hyphens=False), ""]
     for word, option in known.items():
         default = option.default
         has_default = default not in (None, "") and default is not False
-        text = f"{_in_words(option.help or '')}{f' [{default}]' if has_default else ''}"
+        text = f"{in_words(option.help or '')}{f' [{default}]' if has_default else ''}"
         described = textwrap.wrap(text, width - indent, break_on_hyphens=False) or [""]
         lines += [f"  {word:{indent - 2}}{described[0]}"]
         lines += [f"{'':{indent}}{line}" for line in described[1:]]
     return "\n".join(lines)
 
 
-def _in_words(text: str) -> str:
+def in_words(text: str) -> str:
     """A help text with its options as words: `--gpus` is gpus=."""
     return re.sub(r"--([a-z][\w-]*+)(?!=)", lambda form: f"{form[1].replace('-', '_')}=", text)
 

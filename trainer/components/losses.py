@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from abc import abstractmethod
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -11,8 +12,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from trainer.base.component import Component, NonNegative, Positive
+from trainer.base.errors import PlanError
 
 InnerShare = Annotated[float, Field(gt=0, lt=1)]
+ClassWeights = Annotated[tuple[Positive, ...], Field(min_length=2)]
 
 
 class Loss(Component):
@@ -67,6 +70,21 @@ class ImageLoss(Loss):
         return shares.logit()
 
 
+def _check_weights(weights: ClassWeights | None, num_classes: int) -> None:
+    if weights is not None and len(weights) != num_classes:
+        raise PlanError(
+            f"loss.class_weights: {len(weights)} weights for {num_classes} classes",
+            "write one for each class, in the order of their names",
+            path=("loss", "class_weights"),
+        )
+
+
+@functools.cache
+def _on_device(weights: ClassWeights, like: tuple[torch.dtype, torch.device]) -> Tensor:
+    """Copied once: a copy in every step would make the host wait for a GPU."""
+    return torch.tensor(weights, dtype=like[0], device=like[1])
+
+
 class _PerClass(ImageLoss):
     """What the losses share that ask one independent yes/no question per class: see
     BinaryCrossEntropy.
@@ -107,15 +125,27 @@ class BinaryCrossEntropy(_PerClass):
 
     threshold: targets above it count as 1, the others as 0; None keeps them soft.
     sum_classes: the sum over classes in place of their mean, K times as large.
+    class_weights: [K], what a yes of each class counts, a no counting 1 (torch's pos_weight).
 
     Source: Wightman et al. 2021, arXiv:2110.00476.
     """
 
     name: Literal["bce"] = "bce"
+    class_weights: ClassWeights | None = None
     example: ClassVar[dict[str, Any]] = {}
 
     def _mean(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return functional.binary_cross_entropy_with_logits(logits, targets)
+        given = self.class_weights
+        weights = given and _on_device(given, (targets.dtype, targets.device))
+        return functional.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights)
+
+    def best_logits(self, shares: Tensor) -> Tensor:
+        if self.class_weights is None:
+            return shares.logit()
+        return shares.logit() + shares.new_tensor(self.class_weights).log()
+
+    def check(self, plan) -> None:
+        _check_weights(self.class_weights, plan.profile.num_classes)
 
 
 class FocalLoss(_PerClass):
@@ -188,19 +218,30 @@ class CrossEntropy(ImageLoss):
         targets  [B, K] float in [0, 1], rows summing to 1, after mixing and smoothing
     gives a scalar in the targets' dtype, the mean over images, in nats.
 
+    class_weights: [K], what the share of each class in the targets counts. The mean is over images,
+    whatever they count (torch's weight= of soft targets; that of labels divides by the sum).
+
     Source: Szegedy et al. 2015, arXiv:1512.00567 (soft targets).
     """
 
     name: Literal["ce"] = "ce"
     is_linear: ClassVar[bool] = True
+    class_weights: ClassWeights | None = None
     example: ClassVar[dict[str, Any]] = {}
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The loss of one micro-batch: logits and targets [B, K] to a scalar, in nats."""
-        return functional.cross_entropy(logits.to(targets.dtype), targets)
+        given = self.class_weights
+        weights = given and _on_device(given, (targets.dtype, targets.device))
+        return functional.cross_entropy(logits.to(targets.dtype), targets, weight=weights)
 
     def best_logits(self, shares: Tensor) -> Tensor:
+        if self.class_weights is not None:
+            shares = shares * shares.new_tensor(self.class_weights)
         return shares.log()
+
+    def check(self, plan) -> None:
+        _check_weights(self.class_weights, plan.profile.num_classes)
 
 
 class JensenShannon(Loss):

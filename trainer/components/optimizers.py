@@ -44,6 +44,8 @@ class Optimizer(Component):
     layer_decay: the learning rate of each layer is this share of that of the layer after it; the
         classifier, and what comes last, has the recipe's. What a layer is timm says, as its
         `param_groups_layer_decay` does. None: one learning rate for all.
+    layer_decay_blocks: so many consecutive layers of a stage, its rest too, count as one for
+        layer_decay; what is in no stage is a layer. None: each by itself.
     head_lr_scale: times this, the learning rate of the classifier. None: as the others.
     clip_global_norm: gradients are clipped to this norm over all of them (see `clip_gradients`);
         None does not clip.
@@ -58,6 +60,7 @@ class Optimizer(Component):
     no_decay: tuple[Kind, ...] = ()
     no_decay_names: tuple[str, ...] = ()
     layer_decay: LayerDecay | None = None
+    layer_decay_blocks: Annotated[int, Field(ge=2, le=100)] | None = None
     head_lr_scale: Positive | None = None
     clip_global_norm: Positive | None = None
     clip_adaptive: Positive | None = None
@@ -73,6 +76,12 @@ class Optimizer(Component):
     def _clips_once(self) -> Self:
         if self.clip_global_norm is not None and self.clip_adaptive is not None:
             raise ValueError("clip_global_norm and clip_adaptive are both there: keep one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _blocks_of_a_decay(self) -> Self:
+        if self.layer_decay_blocks is not None and self.layer_decay is None:
+            raise ValueError("layer_decay_blocks stands without layer_decay: leave it out")
         return self
 
     @property
@@ -313,6 +322,9 @@ def _lr_scales(model: nn.Module, optimizer: Optimizer) -> dict[str, float]:
                 path=("optimizer", "layer_decay"),
             )
         layers = group_parameters(model, matcher(coarse=False), reverse=True)
+        if optimizer.layer_decay_blocks is not None:
+            stages = group_parameters(model, matcher(coarse=True), reverse=True)
+            layers = _joined(layers, stages, optimizer.layer_decay_blocks)
         last = max(layers.values())
         scales = {name: optimizer.layer_decay ** (last - layer) for name, layer in layers.items()}
     if optimizer.head_lr_scale is not None:
@@ -321,6 +333,21 @@ def _lr_scales(model: nn.Module, optimizer: Optimizer) -> dict[str, float]:
             if id(weight) in head:
                 scales[name] = scales.get(name, 1.0) * optimizer.head_lr_scale
     return scales
+
+
+def _joined(layers: dict[str, int], stages: dict[str, int], num_blocks: int) -> dict[str, int]:
+    """The layers, numbered anew, where num_blocks consecutive ones of a stage are one. layers,
+    stages: of each weight by name.
+    """
+    first: dict[int, int] = {}
+    for name, layer in layers.items():
+        first[stages[name]] = min(layer, first.get(stages[name], layer))
+    groups = {
+        name: (stages[name], (layer - first[stages[name]]) // num_blocks)
+        for name, layer in layers.items()
+    }
+    numbers = {group: number for number, group in enumerate(sorted(set(groups.values())))}
+    return {name: numbers[group] for name, group in groups.items()}
 
 
 def _head(model: nn.Module) -> nn.Module:

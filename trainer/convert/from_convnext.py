@@ -39,6 +39,7 @@ FLAGS = (
         ("--clip_grad", float, None),
         ("--momentum", float, 0.9),
         ("--weight_decay", float, 0.05),
+        ("--layer_decay", float, 1.0),
         ("--lr", float, 4e-3),
         ("--min_lr", float, 1e-6),
         ("--warmup_epochs", int, 20),
@@ -54,6 +55,7 @@ FLAGS = (
         ("--cutmix", float, 1.0),
         ("--mixup_switch_prob", float, 0.5),
         ("--head_init_scale", float, 1.0),
+        ("--finetune", str, ""),
         ("--nodes", int, 2),
         ("--ngpus", int, 8),
     ),
@@ -107,12 +109,10 @@ FLAGS = (
     *flags(
         "unsayable",
         ("--weight_decay_end", float, None, "a decay that changes in the course of the run"),
-        ("--layer_decay", float, 1.0, "rates by layer"),
         ("--recount", int, 1, "several erased boxes an image"),
         ("--cutmix_minmax", [float], None, "boxes with bounds of their own"),
         ("--mixup_prob", float, 1.0, "mixing in some of the steps"),
         ("--mixup_mode", str, "batch", "a draw for each image"),
-        ("--finetune", str, "", "weights to start from: train with weights="),
     ),
 )
 
@@ -132,6 +132,10 @@ def convert(draft: Draft, gpus: int) -> None:
     _put_rate(draft)
     put_optimizer(draft, args["opt"])
     spare_vectors(draft)
+    if args["layer_decay"] != 1:
+        draft.put("optimizer.layer_decay", args["layer_decay"], "layer_decay")
+        why = "the script's layers are three blocks, of the models that it takes for this"
+        draft.assume("optimizer.layer_decay_blocks", 3, why)
     put_clipping(draft, "norm")
     draft.put("loss.name", "ce")
     if args["smoothing"] > 0:
@@ -152,6 +156,8 @@ def convert(draft: Draft, gpus: int) -> None:
     if args["layer_scale_init_value"] > 0:
         draft.put("model.layer_scale", args["layer_scale_init_value"], "layer_scale_init_value")
     draft.put("model.head_init_scale", args["head_init_scale"], "head_init_scale")
+    if args["finetune"]:  # a run names the weights: weights=
+        draft.put("model.pretrained.head", "kept")
 
 
 def _put_rate(draft: Draft) -> None:

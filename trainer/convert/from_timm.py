@@ -6,7 +6,9 @@ data/config.py at aa4b5850 (August 2026).
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
 from typing import Any
 
 from timm.models import get_pretrained_cfg, is_model
@@ -25,6 +27,7 @@ from trainer.convert.parts import (
     spare_vectors,
     step_schedule,
 )
+from trainer.models.weights import read_weights
 
 _JSD_WEIGHT = 12.0  # default of timm's JsdCrossEntropy, which no flag changes
 _SQRT_WORDS = ("ada", "lamb")  # in --opt: these optimizers scale the base rate by the square root
@@ -37,6 +40,8 @@ def convert(draft: Draft, gpus: int) -> None:
     _put_rate(draft)
     put_optimizer(draft, args["opt"], _pairs(args["opt_kwargs"]))
     spare_vectors(draft)
+    if args["layer_decay"] not in (None, 1.0):
+        draft.put("optimizer.layer_decay", args["layer_decay"], "layer_decay")
     put_clipping(draft, args["clip_mode"] if args["clip_grad"] is not None else "")
     _put_loss(draft)
     put_mix(draft)
@@ -45,6 +50,7 @@ def convert(draft: Draft, gpus: int) -> None:
     _put_images(draft)
     _put_repeats(draft)
     _put_model(draft)
+    _put_weights(draft)
     if args["model_ema"]:
         draft.put("average.name", "ema")
         draft.put("average.decay", args["model_ema_decay"], "model_ema_decay")
@@ -245,6 +251,21 @@ def _put_model(draft: Draft) -> None:
             draft.put(f"model.norm.{key}", default if norm[key] is None else norm[key])
             if norm[key] is None:
                 draft.assumed[f"model.norm.{key}"] = "default of torch's BatchNorm2d"
+
+
+def _put_weights(draft: Draft) -> None:
+    """The file to start from, with its digest. Raises WeightsError where it holds no weights."""
+    args = draft.args
+    key, path = "initial_checkpoint", args["initial_checkpoint"]
+    if not path and args["pretrained"]:  # without which timm does not look at this one
+        key, path = "pretrained_path", args["pretrained_path"]
+    if not path:
+        return
+    if not os.path.isfile(path):
+        draft.lose(key, "weights to start from, not found here: train with weights=<their file>")
+        return
+    draft.put("model.pretrained.file", path, key)
+    draft.put("model.pretrained.sha256", read_weights(Path(path)).sha256)
 
 
 def _pairs(given: Any) -> dict[str, Any]:

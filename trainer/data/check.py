@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -184,11 +185,15 @@ def report_table(report: DataReport, split: str) -> Table:
 
 def rotated_note(*reports: DataReport) -> str:
     """What a turned camera means for training; empty where no image has the mark of one."""
-    if not any(EXIF_ROTATED in report.odd for report in reports):
+    paths = [path for report in reports for path in report.odd.get(EXIF_ROTATED, ())]
+    if not paths:
         return ""
+    files = "<files>"
+    if any(os.path.islink(path) for path in paths):  # exiftran puts a file in a link's place
+        files = "<the files that these links lead to>"
     return (
         f"{EXIF_ROTATED}: training and evaluation see these as they are stored, not turned as a"
-        " viewer shows them; turn the files themselves where up matters (exiftran -ai <files>)"
+        f" viewer shows them; turn the files themselves where up matters (exiftran -ai {files})"
     )
 
 

@@ -91,9 +91,11 @@ class OpenedData:
     @property
     def split(self) -> str:
         """What the validation images are, for the row: "val", and by which rule where the command
-        split made it.
+        split made it; "test" or "valid" where those stand for it.
         """
-        return split_of(self.val.index.folder.parent) if isinstance(self.val, FolderSet) else "val"
+        if not isinstance(self.val, FolderSet):
+            return "val"
+        return self.val.index.stand_in or split_of(self.val.index.folder.parent)
 
     @property
     def changes(self) -> str:

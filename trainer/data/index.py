@@ -38,6 +38,8 @@ EXTENSIONS = (
     ".npy",  # images of any number of channels
 )  # fmt: skip
 FOLDERS = {"train": ("train",), "val": ("val", "validation")}
+# the validation split where there is no other, the first that is there
+STAND_INS = ("valid", "test")
 _OTHER_WORDS = {"train": ("train", "trn"), "val": ("val", "test", "dev", "eval")}  # of a split
 ARRAYS = {"paths": np.uint8, "offsets": np.int64, "labels": np.int32, "sizes": np.int64}
 _TIMES = "times"  # int64, one more array: of each file, see _time_of
@@ -100,6 +102,13 @@ class Index:
     def name(self, i: int) -> bytes:
         """Image i's path below the folder."""
         return self._paths[self._offsets[i] : self._offsets[i + 1]].tobytes()
+
+    @property
+    def stand_in(self) -> str:
+        """The name of the split that is taken for validation, where none is called so; else
+        empty.
+        """
+        return self.folder.name if self.folder.name in STAND_INS else ""
 
     def reading_order(self) -> np.ndarray:
         """The images [N] in the order in which all are read fastest."""
@@ -212,8 +221,8 @@ def _no_image(folder: Path) -> DataError:
 
 
 def open_index(root: Path, split: str, check_files: bool = True) -> Index:
-    """The index of root/train or root/val (or validation), from the cache if no time of a folder,
-    and no time or size of a file, has changed.
+    """The index of root/train or root/val (or validation; else valid or test), from the cache if no
+    time of a folder, and no time or size of a file, has changed.
 
     check_files: look at every file, as a folder's time does not show that one was rewritten in
     place (6 us a file: 8 s for ImageNet, a minute and a half for 14 million). Without it the
@@ -332,8 +341,13 @@ def _open_cached(folder: Path, record: Path, check_files: bool) -> Index:
     return _with_state(found, times, metadata["ignored"])
 
 
+def folder_names(split: str) -> tuple[str, ...]:
+    """The names that a split's folder may have, those that come first before the others."""
+    return FOLDERS[split] + (STAND_INS if split == "val" else ())
+
+
 def _split_folder(root: Path, split: str) -> Path:
-    for name in FOLDERS[split]:
+    for name in folder_names(split):
         if (Path(root) / name).is_dir():
             return Path(root) / name
     names = " or ".join(f"{name}/" for name in FOLDERS[split])
@@ -348,7 +362,7 @@ def instead_of(root: Path, split: str) -> str:
         for name in sorted(os.listdir(folder)) if folder.is_dir() else []:
             is_folder = (folder / name).is_dir()
             stem = name if is_folder else re.split(r"[^A-Za-z]", name)[0]
-            if stem.lower().startswith(_OTHER_WORDS[split]) and stem not in FOLDERS[split]:
+            if stem.lower().startswith(_OTHER_WORDS[split]) and stem not in folder_names(split):
                 sign = "/" if is_folder else "…"
                 return f" (rename {stem}{sign} to {split}{sign})"
     return ""

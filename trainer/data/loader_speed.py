@@ -6,9 +6,9 @@ import math
 
 # Photographs of ImageNet, random crops of 224 px, images a second and core: with two loader
 # processes on two cores. Measured: results/bench/loader-224.json.
-CORE_IMAGES_PER_S = 442.0
-DECODED_ONCE_IMAGES_PER_S = 586.0  # where an image is shown three times in a step
-FFCV_IMAGES_PER_S = 2074.0  # from a .beton of pixels at 256 px
+CORE_IMAGES_PER_S = 556.0
+DECODED_ONCE_IMAGES_PER_S = 748.0  # where an image is shown three times in a step
+FFCV_IMAGES_PER_S = 2083.0  # from a .beton of pixels at 256 px
 
 # What a GPU then takes: NVIDIA's DeepLearningExamples 729963dd, mixed precision, one A100 of 80 GB.
 A100_RESNET50_IMAGES_PER_S = 2470.0

@@ -4,11 +4,13 @@ rule of thumb.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from trainer.base.errors import UserError
+from trainer.base.settings import check_writable
 from trainer.data.check import DataReport
 from trainer.data.profile import majority_of_counts
 from trainer.recipe import tree
@@ -22,6 +24,7 @@ _EPOCHS = (30, 100)
 _WARMUP_SHARE = 0.05
 _PHOTO_PX = 160  # from this median short side on, images are scaled down and cropped
 _STRIDE_PX = 32  # of the models: sizes are multiples of it
+_BETA = 0.999  # of the effective number
 
 
 class NoImages(UserError):
@@ -85,6 +88,24 @@ def adapted_to(num_train: int, short_px: float) -> Adapt | None:
     )
 
 
+def class_weights(class_counts: Sequence[int]) -> dict[str, list[float]]:
+    """Weights [K] of classes of so many training images, by rule: of the inverse number, and of the
+    inverse effective number, (1 - beta**n) / (1 - beta); each of mean 1 over the images.
+
+    Source: Cui et al. 2019, arXiv:1901.05555 (effective number).
+    """
+    counts = np.array(class_counts, dtype=float)
+    rules = {
+        "inverse number": 1 / counts,
+        f"inverse effective number, beta {_BETA}": (1 - _BETA) / (1 - _BETA**counts),
+    }
+    shares = counts / counts.sum()
+    return {
+        rule: [float(f"{one:.4g}") for one in weights / (shares @ weights)]
+        for rule, weights in rules.items()
+    }
+
+
 def as_yaml(profile: Profile) -> str:
     """A profile as the file that data= takes."""
     plain = profile.model_dump(mode="json", exclude_none=True)
@@ -95,9 +116,10 @@ def as_yaml(profile: Profile) -> str:
 
 def check_new(path: Path) -> None:
     """Can a profile be written here? Raises UserError where a file is there, as it may be edited,
-    and for a name that data= would not take for a profile's.
+    where nothing can be written, and for a name that data= would not take for a profile's.
     """
     if path.suffix not in (".yaml", ".yml"):
         raise UserError(f"profile={path}: not a YAML file's name", "use one that ends in .yaml")
     if path.exists():
         raise UserError(f"profile={path}: is there already", "remove it, or use another name")
+    check_writable("profile", path.parent)

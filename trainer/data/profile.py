@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from trainer.base.commands import command
+from trainer.base.commands import command, quoted
 from trainer.base.errors import ConfigError, UserError
 from trainer.data.datasets.beton import BetonSet, has_betons, open_beton
 from trainer.data.datasets.packed import holds_files, open_files
+from trainer.data.datasets.split import TABLES, split_name
 from trainer.data.index import DataError, Index
 from trainer.recipe.load import load_yaml
 from trainer.recipe.profiles import (
@@ -50,6 +51,11 @@ def find_profile(data: str, data_dir: Path | None = None) -> Profile:
         return _own_file(path, data_dir)
     if os.path.isdir(path):
         return _folder_profile(path)
+    if path.suffix in TABLES and path.is_file():
+        raise DataError(
+            f"{data}: a table of images",
+            f"use `{command('split', data=data)}`, then data={quoted(str(split_name(path)))}",
+        )
     raise unknown_data(data)
 
 
@@ -98,6 +104,15 @@ def ignored_files(folder: Path | None) -> dict[str, int]:
         for split in ("train", "val")
         for kind, count in open_files(folder, split, check_files=False).ignored.items()
     }
+
+
+def val_stand_in(folder: Path | None) -> str:
+    """The split of a folder of images that is taken for validation, where none is called so; else
+    empty.
+    """
+    if folder is None or not holds_files(folder):
+        return ""
+    return open_files(folder, "val", check_files=False).stand_in
 
 
 def folder_majority_pct(folder: Path | None) -> float | None:

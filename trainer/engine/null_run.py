@@ -91,6 +91,11 @@ class NullRun:
         """Look at the first micro-batch of a fresh run; gives the loader with that in front."""
         return loader
 
+    def evaluated(self) -> None:
+        """After every evaluation, on every rank. Raises Stopped on all of them for a run that is
+        not worth its time any longer.
+        """
+
     def save_if_due(self) -> None:
         """After every step: begin a checkpoint where it is time for one."""
 

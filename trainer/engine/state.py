@@ -22,10 +22,12 @@ from trainer.distributed.joined_norms import JoinedNorms
 from trainer.engine.activation_checkpointing import recompute_activations
 from trainer.engine.compile import Compiled
 from trainer.engine.cuda_graphs import CapturedPasses, Passes
+from trainer.engine.nan_debug import NanDebug
 from trainer.engine.precise_norm import StepStatistics
 from trainer.engine.shared_noise import SharedNoise
-from trainer.models.build import build_model
+from trainer.models.build import assemble
 from trainer.models.freezing import Freezing
+from trainer.models.initialization import is_head_loaded
 from trainer.models.parts.half_group_norm import use_half_group_norm
 from trainer.models.small_maps import leave_out_padding_taps
 from trainer.recipe.plan import Plan
@@ -110,12 +112,15 @@ class TrainingState:
     for bit.
 
     It knows no folder and no logger: trainer.runs.run.Run saves and resumes it. notes: lines (text,
-    style) about what the steps did that nobody has logged yet.
+    style) about what the steps did that nobody has logged yet. is_head_loaded: the classifier is
+    that of the recipe's pretrained weights.
     """
 
     def __init__(self, plan: Plan, settings: Settings, ranks: Ranks = alone()) -> None:
         self.plan, self.settings, self.ranks = plan, settings, ranks
-        self.model = as_it_runs(build_model(plan), settings)
+        model, replacements = assemble(plan)
+        self.is_head_loaded = is_head_loaded(model, replacements)
+        self.model = as_it_runs(model, settings)
         groups = param_groups(self.model, plan.recipe.optimizer)
         self.optimizer = plan.recipe.optimizer.build(groups, lr=plan.recipe.lr.peak)
         self.average = plan.recipe.average.start(self.model) if plan.recipe.average else None
@@ -151,6 +156,8 @@ class TrainingState:
                 "use cuda_graphs=0",
             )
         self.freezing = Freezing(self.model, freeze, plan.steps_per_epoch)
+        # after the average has copied the model without its hooks
+        self.debug = NanDebug(self.model) if settings.debug == "nan" else None
         self.progress = Progress()
         # the device's running sum of losses: read only where a line is written, so that no step
         # waits for it

@@ -112,6 +112,8 @@ def optimizer_step(state: TrainingState, loader: Iterator, step: int) -> torch.T
     each = num_pieces(state, step)
     num_own, number = len(own_micro_batches(state, step)), plan.micro_batches(step)
     state.step_statistics.finish(ranks, num_own * each, number * each, plan.num_parts(step))
+    if state.debug:
+        state.debug.end_step(step, total.item())
     state.scaler.unscale_(optimizer)
     recipe.optimizer.clip(model)
     state.scaler.step(optimizer)
@@ -138,6 +140,8 @@ def add_gradients(state: TrainingState, loader: Iterator, step: int) -> tuple[to
 
     def passes(inputs: torch.Tensor, targets: torch.Tensor, share: float) -> torch.Tensor:
         loss = task.loss(state.model, inputs, targets) * share
+        if state.debug:
+            state.debug.see_loss(loss)
         with state.step_statistics.at_rest():
             state.scaler.scale(loss).backward()
         return loss.detach()
@@ -151,6 +155,8 @@ def add_gradients(state: TrainingState, loader: Iterator, step: int) -> tuple[to
         ), "the loader and the plan count differently"
         whole = task.prepare(batch)
         torch.manual_seed(streams.torch_seed(plan.seed, "device", step, micro_batch))
+        if state.debug:
+            state.debug.start(step, micro_batch, batch.shown)
         for inputs, targets in split(*whole, number_each):
             state.step_statistics.set(place, num_own)
             place += 1
@@ -203,6 +209,7 @@ def evaluate_epoch(state: TrainingState, data: OpenedData, run: NullRun) -> bool
         run.logger.scores(progress.step, progress.step // plan.steps_per_epoch, which, of_weights)
     progress.scores = {which: vars(of_weights) for which, of_weights in scores.items()}
     progress.evaluated_step = progress.step
+    run.evaluated()
     return True
 
 
@@ -216,6 +223,11 @@ def log_notes(state: TrainingState, run: NullRun) -> None:
     """Log what the steps since the last call have to say: memory that ran out, and what has been
     compiled.
     """
+    if state.debug:
+        if is_window_end(state):
+            state.debug.end_window(state.progress.step)
+        state.notes += [(line, "yellow") for line in state.debug.notes]
+        state.debug.notes.clear()
     for line, style in state.notes:
         run.logger.say(line, style=style)
     state.notes.clear()

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from trainer.base.commands import command
 from trainer.base.errors import did_you_mean
 from trainer.data.datasets.builtin import ImageSet
 from trainer.data.datasets.members import read_image
@@ -98,7 +99,11 @@ def find_labelled(folder: Path, classes: Sequence[str], num_classes: int) -> Lab
         raise DataError(f"{folder}: holds train/ and val/", f"use data={folder / 'val'}")
     names = sorted(each.name for each in _subfolders(folder))
     if not names:
-        raise DataError(f"{folder}: no class folders in it", "use data=<folder>/val or the like")
+        asks = command("predict", images=folder)
+        raise DataError(
+            f"{folder}: no class folders in it",
+            f"use data=<folder>/val or the like; images without labels: {asks} run=<a run>",
+        )
     numbers = {name: number for number, name in enumerate(classes)}
     if not set(names) <= numbers.keys():
         if all(name.isdecimal() and int(name) < num_classes for name in names):

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import matplotlib.figure
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from trainer.base.disk import write_atomically
+from trainer.base.stats import wilson_pct
 from trainer.base.terminal import readable
 from trainer.inference.images import Pictures
 from trainer.inference.quality import Judged
@@ -46,7 +47,7 @@ def write_quality(
     )
     for name, content in pictures.items():
         write_atomically(folder / f"{name}.png", content)
-    page = _template().render(
+    page = template("quality.html").render(
         title=title,
         facts=facts,
         scores=scores_line(judged),
@@ -54,16 +55,20 @@ def write_quality(
         most=_MOST_CLASSES,
         pairs=[(names[a], names[b], n) for a, b, n in judged.confused_pairs(_MOST_PAIRS)],
         worst=[_tile(judged, images, names, place) for place in judged.worst(_MOST_IMAGES)],
-        **{name: _inline(content) for name, content in pictures.items()},
+        **{name: inline(content) for name, content in pictures.items()},
     )
     write_atomically(folder / "index.html", page.encode())
     return folder / "index.html"
 
 
 def scores_line(judged: Judged) -> str:
-    """The scores in a line."""
+    """The scores in a line; Wilson's interval says what so few images tell of others like them."""
     number, classes = judged.num_images, len(judged.classes)
-    line = f"top-1 {100 * judged.num_top1 / number:.2f} % ({judged.num_top1:,} of {number:,})"
+    low, high = wilson_pct(judged.num_top1, number)
+    line = (
+        f"top-1 {100 * judged.num_top1 / number:.2f} % ({judged.num_top1:,} of {number:,}, 95 %"
+        f" interval {low:.1f} to {high:.1f} %)"
+    )
     if classes > 5:
         line += f"  top-5 {100 * judged.num_top5 / number:.2f} % ({judged.num_top5:,})"
     per_class = np.mean([right / n for _, right, n in judged.by_class()])
@@ -73,22 +78,24 @@ def scores_line(judged: Judged) -> str:
     )
 
 
-def _template():
+def template(name: str) -> Template:
+    """A page of the assets, that refuses what it is not given and escapes what it is."""
     assets = FileSystemLoader(Path(__file__).parent / "assets")
     environment = Environment(loader=assets, autoescape=True, undefined=StrictUndefined)
-    return environment.get_template("quality.html")
+    return environment.get_template(name)
 
 
 def _tile(judged: Judged, images: Pictures, names: Sequence[str], place: int) -> tuple:
     picture, content = images.picture(place), io.BytesIO()
     if picture is not None:
         thumbnail(picture, _TILE_PX).save(content, "JPEG", quality=85)
-    tile = _inline(content.getvalue(), "jpeg") if picture is not None else ""
+    tile = inline(content.getvalue(), "jpeg") if picture is not None else ""
     right, taken = (names[numbers[place]] for numbers in (judged.labels, judged.predicted))
     return tile, right, taken, float(judged.sureness[place]), readable(images.name(place))
 
 
-def _inline(content: bytes, kind: str = "png") -> str:
+def inline(content: bytes, kind: str = "png") -> str:
+    """A picture as the address that it has within a page."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 

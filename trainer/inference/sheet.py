@@ -30,13 +30,15 @@ def write_sheet(path: Path, answers: Sequence[Answer]) -> None:
     )
     number = min(_COLUMNS * _ROWS, (len(known) + 1) // 2)
     halves = [("surest", known[:number]), ("least sure", known[::-1][:number])]
-    figure = matplotlib.figure.Figure(
-        figsize=(_COLUMNS * 1.6, 2 * _ROWS * 1.95), layout="constrained"
-    )
+    columns = min(_COLUMNS, number)
+    rows = -(-number // columns)
+    # at least as wide as the titles and the longest name
+    size = max(3.2, columns * 1.6), 2 * rows * 1.95
+    figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
     parts: Any = figure.subfigures(2, 1)
     for part, (title, shown) in zip(parts, halves, strict=True):
         part.suptitle(title, x=0.01, ha="left", fontweight="bold")
-        axes = part.subplots(_ROWS, _COLUMNS, squeeze=False).flat
+        axes = part.subplots(rows, columns, squeeze=False).flat
         for place, axis in enumerate(axes):
             axis.set_axis_off()
             if place < len(shown):

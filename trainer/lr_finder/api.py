@@ -28,7 +28,7 @@ from trainer.data.dataset import OpenedData, open_data
 from trainer.data.profile import data_folder
 from trainer.data.workers import Watch
 from trainer.distributed.communicator import Ranks, alone
-from trainer.lr_finder.baseline import bias_only_loss, hold_out
+from trainer.lr_finder.baseline import bias_only_loss, check_hold_out, hold_out
 from trainer.lr_finder.candidates import Lengths, decide, lengths_for
 from trainer.lr_finder.output import lr_find_name, write_results
 from trainer.lr_finder.plots import draw
@@ -165,7 +165,7 @@ def set_up(
     Raises UserError for whatever does not fit: page, model, data set, range.
     """
     _check(request)
-    plan = plan_of(job)
+    plan = plan_of(job, check_hold_out)
     scalar = find_scalar(plan.recipe, request.ramp)
     lengths = lengths_for(plan.num_steps, request.num_seeds, request.num_steps)
     values = ramp_values(

@@ -14,17 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from trainer.base import streams
+from trainer.base.errors import PlanError
 from trainer.base.settings import Settings
 from trainer.components.losses import Loss
 from trainer.components.mixing import UnitMixes, one_hot_targets
 from trainer.data.dataset import OpenedData
 from trainer.data.datasets.builtin import ImageSet
-from trainer.data.index import DataError
 from trainer.data.order import micro_batch_ids
 from trainer.data.workers import Watch
 from trainer.distributed.communicator import Ranks, alone
 from trainer.models.build import running_norms
-from trainer.recipe.plan import Plan
+from trainer.recipe.overrides import as_set
+from trainer.recipe.plan import Plan, largest_batch
 from trainer.recipe.sections import Batch
 from trainer.tasks import task_of
 
@@ -60,11 +61,11 @@ def hold_out(data: OpenedData, batch: Batch) -> OpenedData:
     """The training images cut in two: `train` is what is left, `val` the slice. The val split
     itself is not looked at.
 
-    The slice is the same for every seed and recipe of one batch size: a tenth, at most 1,024
+    The slice is the same for every seed and recipe of one batch size: a tenth, 10 to 1,024
     images, every class with its share of them, none its last image. At least one full step is left,
     and no step of a single image.
 
-    Raises DataError where that leaves fewer than ten.
+    batch: one that check_hold_out has let pass.
     """
     images = data.train
     num_held = _num_held(images.num_images, batch)
@@ -74,25 +75,30 @@ def hold_out(data: OpenedData, batch: Batch) -> OpenedData:
     return OpenedData(left, held)
 
 
+def check_hold_out(plan: Plan) -> None:
+    """Raises PlanError where a full batch leaves fewer than ten training images to hold out."""
+    num_train = plan.profile.num_train
+    if num_train - plan.recipe.batch.images >= LEAST_IMAGES:
+        return
+    most = num_train - _wanted(num_train)
+    fix = largest_batch(most, plan.recipe) if most > 1 else {}
+    raise PlanError(
+        f"lr-find holds out at least {LEAST_IMAGES} of the {num_train} training images of"
+        f" {plan.profile.name}, and one batch has to fit into the others",
+        f"use {as_set(fix) if fix else 'more images'}",
+        path=("batch", "images"),
+        fix=fix,
+    )
+
+
+def _wanted(num_images: int) -> int:
+    return max(LEAST_IMAGES, min(MOST_IMAGES, round(SHARE * num_images)))
+
+
 def _num_held(num_images: int, batch: Batch) -> int:
-    wanted = min(MOST_IMAGES, round(SHARE * num_images))
-    num_held = min(wanted, num_images - batch.images)
-    if num_held < LEAST_IMAGES:
-        use = _smaller_batch(num_images - max(wanted, LEAST_IMAGES), batch)
-        raise DataError(
-            f"batch.images {batch.images}: of {num_images} training images that leaves"
-            f" {max(0, num_held)} to hold out, and at least {LEAST_IMAGES} are needed; use {use}"
-        )
+    num_held = min(_wanted(num_images), num_images - batch.images)
     is_single = not batch.drop_last and (num_images - num_held) % batch.images == 1
     return num_held - is_single if num_held > LEAST_IMAGES else num_held + is_single
-
-
-def _smaller_batch(most_images: int, batch: Batch) -> str:
-    whole = most_images // batch.norm_images * batch.norm_images
-    if whole > 0:
-        return f'set="batch.images={whole}"'
-    both = f'set="batch.images={most_images} batch.norm_images={most_images}"'
-    return both if most_images > 1 else "more images"
 
 
 def _stratified(labels: np.ndarray, num_held: int) -> np.ndarray:

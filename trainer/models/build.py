@@ -87,7 +87,7 @@ def assemble(plan: Plan) -> tuple[nn.Module, tuple[Replacement, ...]]:
 def assembled(plan: Plan) -> tuple[nn.Module, tuple[Replacement, ...]]:
     """The same without forking: initialized from torch's global generator as it stands."""
     section, image_px = plan.recipe.model, plan.recipe.image.train_px
-    options = _model_options(plan)
+    options = _model_options(plan) | size_options(plan)
     parts = [] if section is None else [part for _, part in section.parts()]
     layer_scale = options.get("ls_init_value")
     if layer_scale is not None and not takes_option(plan.model, ls_init_value=layer_scale):
@@ -97,13 +97,33 @@ def assembled(plan: Plan) -> tuple[nn.Module, tuple[Replacement, ...]]:
 
 
 def takes_option(model: str, **option: Any) -> bool:
-    """Does the class of a timm model accept an option? Built on the meta device: no weights."""
+    """Does the class of a timm model accept an option, and this value of it? Built on the meta
+    device: no weights.
+    """
     try:
         with torch.device("meta"):
             timm.create_model(model, **option)
-    except TypeError:
+    except (TypeError, ValueError, AssertionError, RuntimeError):
         return False
     return True
+
+
+def size_options(plan: Plan) -> dict[str, Any]:
+    """timm's arguments for a model of one image size, as most transformers are: it is built for the
+    recipe's training images, and where it is evaluated at another size, its position embeddings are
+    interpolated for that. Empty where the model takes images of any size, or has these by itself,
+    and where its class cannot be built so: `assemble` refuses it then.
+    """
+    model, image = plan.model, plan.recipe.image
+    config = timm.models.get_pretrained_cfg(model)
+    if config is None or not config.fixed_input_size:
+        return {}
+    options: dict[str, Any] = {}
+    if config.input_size[-1] != image.train_px and takes_option(model, img_size=image.train_px):
+        options["img_size"] = image.train_px
+    if image.test_px != image.train_px and takes_option(model, dynamic_img_size=True):
+        options["dynamic_img_size"] = True
+    return options
 
 
 def _check_sizes(plan: Plan, model: nn.Module) -> None:
@@ -117,8 +137,13 @@ def _check_sizes(plan: Plan, model: nn.Module) -> None:
     ).items():
         reason = refusal(model, channels, image_px)
         if reason is not None:
+            larger = [px for px in _TRIED_PX if px > image_px]
             fitting_px = next(
-                (px for px in _TRIED_PX if px > image_px and refusal(model, channels, px) is None),
+                (
+                    px
+                    for px in (*larger, plan.recipe.image.train_px)
+                    if px != image_px and refusal(model, channels, px) is None
+                ),
                 None,
             )
             remedy = f'set="{place}={fitting_px}"' if fitting_px else "another model="

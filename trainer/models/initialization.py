@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from trainer.models.weights import (
     WeightsFile,
     adapt_input_channels,
     as_model_names,
+    named_beside,
     read_weights,
     weights_path,
 )
@@ -49,14 +50,7 @@ def initialize_weights(
     if start is not None:
         _check_conflicts(section, start)
     replacements = (load_pretrained(model, pretrained, num_classes),) if pretrained else ()
-    if (
-        start
-        and start.head_std is not None
-        and any(
-            f"{_classifier_name(model)}.weight" in replacement.places
-            for replacement in replacements
-        )
-    ):
+    if start and start.head_std is not None and is_head_loaded(model, replacements):
         raise ReplacementError(
             "model.start.head_std: overwrites the classifier that model.pretrained loads; "
             "leave one of them out"
@@ -222,6 +216,14 @@ def _classifier_name(model: nn.Module) -> str | None:
     return next((name for name, module in model.named_modules() if module is classifier), None)
 
 
+def is_head_loaded(model: nn.Module, replacements: Iterable[Replacement]) -> bool:
+    """Is the classifier the one of `pretrained`, and not a new one? replacements: of the model's
+    initialization.
+    """
+    loaded = [one.places for one in replacements if one.part == "pretrained"]
+    return any(f"{_classifier_name(model)}.weight" in places for places in loaded)
+
+
 def load_pretrained(model: nn.Module, pretrained: Pretrained, num_classes: int) -> Replacement:
     """Load the weights of a file into a model; the Replacement's note names what stays random, and
     what was left out.
@@ -256,6 +258,8 @@ def load_pretrained(model: nn.Module, pretrained: Pretrained, num_classes: int) 
         remedy = (
             "use weights of this timm model, trained with the same parts in the `model` section"
         )
+        if (other := named_beside(weights.path)) not in (None, _architecture(model)):
+            remedy = f"these are weights of {other}: use model={other}, or other weights"
         if taken:
             remedy += f', or set="model.pretrained.partial=true" for the {len(taken)} that fit'
         raise WeightsError(f"model.pretrained.file: {weights.path}: {'; '.join(unfit)}", remedy)
@@ -269,8 +273,19 @@ def load_pretrained(model: nn.Module, pretrained: Pretrained, num_classes: int) 
     )
 
 
+def _architecture(model: nn.Module) -> str | None:
+    """timm's name of a model."""
+    return (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
+
+
 def _pretrained_file(pretrained: Pretrained) -> WeightsFile:
     """The file of a recipe, if it is the one. Raises WeightsError."""
+    if pretrained.file is None:
+        raise WeightsError(
+            "model.pretrained: this recipe starts from weights, and none are given",
+            "use weights=timm:<model>.<tag>, weights=<a .safetensors or .pth file> or"
+            " weights=<a run's name>",
+        )
     try:
         weights = read_weights(weights_path(pretrained.file))
     except WeightsError as error:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from trainer.base.component import StrictModel
 from trainer.models.edit.replacement import Part
@@ -57,21 +57,31 @@ class Pretrained(StrictModel):
 
     file: a .safetensors file, a torch checkpoint of weights (.pth), a run folder, or
     `timm:<model>.<tag>`, which is downloaded once. sha256: of the file's bytes, in hex: the weights
-    are part of the recipe. head: "new" leaves the classifier random; "kept" loads it where its
-    shape fits. partial: weights that are missing, unexpected or of another shape are left out;
-    false: refused. The first convolution is summed over its input channels for one-channel images;
-    for more channels they are repeated and scaled, as timm does. Position embeddings of another
-    image size are interpolated where timm does so.
+    are part of the recipe. Without the two it is a recipe that starts from weights, and a run names
+    them (weights=). head: "new" leaves the classifier random; "kept" loads it where its shape fits.
+    partial: weights that are missing, unexpected or of another shape are left out; false: refused.
+    The first convolution is summed over its input channels for one-channel images; for more
+    channels they are repeated and scaled, as timm does. Position embeddings of another image size
+    are interpolated where timm does so.
+
+    Raises ValueError for one of file and sha256 without the other.
     """
 
     example: ClassVar[dict[str, str]] = {
         "file": "weights.safetensors",
         "sha256": "<what sha256sum weights.safetensors prints>",
     }
-    file: Annotated[str, Field(min_length=1)]
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    file: Annotated[str, Field(min_length=1)] | None = None
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     head: Literal["kept", "new"] = "kept"
     partial: bool = False
+
+    @model_validator(mode="after")
+    def _file_has_its_digest(self) -> Self:
+        if (self.file is None) != (self.sha256 is None):
+            there, absent = ("file", "sha256") if self.sha256 is None else ("sha256", "file")
+            raise ValueError(f"{there} stands without {absent}: give both, or use weights=")
+        return self
 
 
 class Freeze(StrictModel):

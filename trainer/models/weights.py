@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from trainer.base.disk import UnfitFile, read_regular
 from trainer.base.errors import UserError, did_you_mean
+from trainer.base.json_text import json_file
 
 LARGEST_WEIGHTS_BYTES = 2**36  # read whole into memory
 TIMM = "timm:"
@@ -80,6 +81,20 @@ def read_weights(path: Path) -> WeightsFile:
     if not tensors:
         raise WeightsError(f"{path}: holds no weights", _REMEDY)
     return WeightsFile(path, hashlib.sha256(content).hexdigest(), tensors, notes + more)
+
+
+def named_beside(path: Path) -> str | None:
+    """The timm model that weights are of, as the plan.json of their run folder says, or timm's
+    config.json; None where neither lies beside them.
+    """
+    for name, key in (("plan.json", "model"), ("config.json", "architecture")):
+        try:
+            found = json_file(path.parent / name)
+        except (OSError, ValueError):
+            continue
+        if isinstance(found, dict) and isinstance(model := found.get(key), str):
+            return model.partition(".")[0]
+    return None
 
 
 def as_model_names(model: nn.Module, weights: WeightsFile) -> WeightsFile:

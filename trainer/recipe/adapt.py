@@ -105,19 +105,30 @@ def _scaled_rates(recipe: Recipe, ratio: float) -> dict[str, object]:
 
 def rates_by_rule(recipe: Recipe, deviations: Sequence[Deviation]) -> dict[str, object] | None:
     """The overrides that the recipe's own rule would add to one of batch.images; empty where it has
-    no rule. They are not made: an override is what was written and nothing else.
+    no rule, be the batch that of an override or of a profile. They are not made: an override is
+    what was written and nothing else.
 
-    None where no override changes the batch, or a peak was written beside it.
+    None where the batch is the recipe's or the rate follows it, or a peak was written beside it.
     """
     given = {change.path: change for change in deviations if change.origin == "set"}
     batch = given.get("batch.images")
-    if batch is None or "lr.peak" in given:
+    if "lr.peak" in given:
+        return None
+    if recipe.lr.scaling is None:
+        return None if images_of_rate(deviations) in (None, recipe.batch.images) else {}
+    if batch is None:
         return None
     ratio = recipe.lr.scaled(batch.before, batch.after) / recipe.lr.peak
     schedule = recipe.lr.schedule
     changes = _scaled_rates(recipe, ratio)
     changes |= changed("lr.schedule", schedule, schedule.scaled_by(ratio)) if changes else {}
     return {path: value for path, value in changes.items() if path not in given}
+
+
+def images_of_rate(deviations: Sequence[Deviation]) -> int | None:
+    """Images per step that a recipe's own rate was made for; None where a run has the recipe's."""
+    changes = (c for c in deviations if c.path == "batch.images" and c.origin != "file")
+    return next((change.before for change in changes), None)
 
 
 def _rate_ratio(recipe: Recipe, adapt: Adapt) -> float:

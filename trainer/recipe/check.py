@@ -67,7 +67,8 @@ def check(kind: type[Kind], data: Mapping[str, Any], line: Callable[[Path], int]
     line: of a path, which orders several errors: the first is raised; without lines the one that is
     nested least.
 
-    Raises ConfigError for the first thing that is wrong; its path is counted from the data.
+    Raises ConfigError for the first thing that is wrong; its path is counted from the data, and
+    `others` has what else is wrong.
     """
     try:
         return kind.model_validate(data)
@@ -86,7 +87,9 @@ def check(kind: type[Kind], data: Mapping[str, Any], line: Callable[[Path], int]
     errors += [
         _missing(kind, data, path, keys) for path, keys in missing.items() if path not in wrong
     ]
-    raise min(errors, key=lambda error: line(error.path)) from None
+    first, *others = sorted(errors, key=lambda error: line(error.path))
+    first.others = tuple(others)
+    raise first from None
 
 
 def suggestion(word: str, choices: Iterable[str]) -> str:

@@ -16,7 +16,7 @@ from trainer.recipe import tree
 from trainer.recipe.load import Positions
 from trainer.recipe.overrides import Deviation
 from trainer.recipe.schema import ABOUT, Recipe, Score, load_recipe
-from trainer.recipe.shipped import recipe_paths
+from trainer.recipe.shipped import newest_recipe_paths
 from trainer.recipe.tree import shown
 
 T = TypeVar("T")
@@ -258,10 +258,8 @@ def _off(part: Any, label: str = "") -> Iterator[str]:
 
 
 def _all_recipes() -> list[Recipe]:
-    """All recipes by name and version, the numbers in a name by their value."""
-    return sorted(
-        map(load_recipe, recipe_paths()), key=lambda recipe: (_words(recipe.name), recipe.version)
-    )
+    """The newest version of each recipe by name, the numbers in a name by their value."""
+    return sorted(map(load_recipe, newest_recipe_paths()), key=lambda recipe: _words(recipe.name))
 
 
 def _words(name: str) -> list[str | int]:

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import yaml
 
 from trainer.base.component import StrictModel
-from trainer.base.errors import ConfigError, UserError, printable
+from trainer.base.errors import ConfigError, UserError, all_of, printable
 from trainer.base.errors import Path as ValuePath
 from trainer.recipe.check import check, quoted
 from trainer.recipe.tree import to_yaml
@@ -83,6 +83,12 @@ def load_yaml(path: Path | str, kind: type[Kind]) -> tuple[Kind, Positions]:
     return _parsed(_text(Path(path), place), place, kind)
 
 
+def check_syntax(path: Path) -> None:
+    """Raises ConfigError for a file that cannot be read or is no YAML of ours, whatever it says."""
+    place = _shown(path)
+    parse(_text(path, place), place)
+
+
 @functools.lru_cache(maxsize=256)
 def _parsed(text: str, place: str, kind: type[Kind]) -> tuple[Kind, Positions]:
     """A command reads the same recipe several times, and a recipe is frozen: it is parsed once."""
@@ -97,7 +103,8 @@ def parse_recipe(text: str, place: str, kind: type[Kind]) -> tuple[Kind, Positio
     try:
         return check(kind, data, positions.line), positions
     except ConfigError as error:
-        raise positions.located(error, error.path) from None
+        found = (error, *error.others)
+        raise all_of(positions.located(one, one.path) for one in found) from None
 
 
 def parse(text: str, place: str) -> tuple[Any, Positions]:

@@ -218,7 +218,7 @@ def check_settings(plan: Plan, settings) -> None:
         part.check_settings(plan, settings)
 
 
-def _largest_batch(num_images: int, recipe: Recipe) -> dict[str, Any]:
+def largest_batch(num_images: int, recipe: Recipe) -> dict[str, Any]:
     """The most images in whole micro-batches, or all of them as one."""
     together = recipe.images_together
     return recipe.for_batch(
@@ -230,7 +230,7 @@ def _steps_per_epoch(recipe: Recipe, profile: Profile) -> int:
     full, rest = divmod(profile.num_train, recipe.batch.images)
     if recipe.batch.drop_last:
         if full == 0:
-            fix = _largest_batch(profile.num_train, recipe)
+            fix = largest_batch(profile.num_train, recipe)
             raise PlanError(
                 f"batch.images {recipe.batch.images} with batch.drop_last is more than the"
                 f" {profile.num_train} training images of {profile.name}",

@@ -243,11 +243,12 @@ class Recipe(StrictModel):
         most = self.epochs - min(1, self.lr.schedule.min_steps_after_warmup(1))
         if warmup_epochs > most:
             sentence = (
-                f"lr.warmup_epochs {warmup_epochs} does not fit into the run's epochs"
-                f" {self.epochs}; write {most} at most"
+                f"lr.warmup_epochs {warmup_epochs} does not fit into the run's epochs {self.epochs}"
             )
-            fix = {"lr.warmup_epochs": most} if most else self.lr.without_warmup("warmup_epochs")
-            raise refuse(("lr", "warmup_epochs"), sentence, fix=fix)
+            # what fits best may be all of the run, which then never leaves the warm-up
+            half = self.epochs // 2
+            fix = {"lr.warmup_epochs": half} if half else self.lr.without_warmup("warmup_epochs")
+            raise refuse(("lr", "warmup_epochs"), sentence, f"write {most} at most", fix=fix)
         return self
 
     @model_validator(mode="after")
@@ -266,11 +267,10 @@ class Recipe(StrictModel):
             if found > most:
                 before = growth if path[0] == "image" and growth is not None else schedule
                 scaled = before.scaled_to(self.epochs, math.ceil(max(found, self.epochs)))
-                sentence = (
-                    f"{'.'.join(path)} {found:g} does not fit into the run's epochs {self.epochs};"
-                    f" write {most:g} at most"
-                )
-                raise refuse(path, sentence, fix=tree.changed(".".join(path[:2]), before, scaled))
+                label = ".".join(path)
+                sentence = f"{label} {found:g} does not fit into the run's epochs {self.epochs}"
+                fix = tree.changed(".".join(path[:2]), before, scaled)
+                raise refuse(path, sentence, f"write {most:g} at most", fix=fix)
         return self
 
     @model_validator(mode="after")
@@ -385,6 +385,16 @@ def apply_overrides(
     assert not recipe.per_model, "overrides come after for_model"
     given = overrides_of(overrides) if isinstance(overrides, str) else overrides
     return overridden(recipe, given, origin, locked=ABOUT)
+
+
+def from_random_weights(recipe: Recipe) -> Recipe:
+    """A recipe that starts from weights which a run names, without them: to be read, built, tried.
+    Others are as they were.
+    """
+    pretrained = recipe.model and recipe.model.pretrained
+    if not pretrained or pretrained.file is not None:
+        return recipe
+    return apply_overrides(recipe, {"model.pretrained": None})[0]
 
 
 def open_recipe(path: Path) -> tuple[Recipe, Positions]:

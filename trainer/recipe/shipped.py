@@ -29,6 +29,11 @@ def recipe_paths(folder: Path | None = None) -> list[Path]:
     return [path for _, _, path in sorted(named)]
 
 
+def newest_recipe_paths() -> list[Path]:
+    """The newest version of each recipe; older ones are kept for the rows that cite them."""
+    return list({path.stem.rpartition(".v")[0]: path for path in recipe_paths()}.values())
+
+
 def recipes_folder() -> Path:
     return shipped_folder("recipes")
 

@@ -17,10 +17,12 @@ from trainer.base.stats import (
     published_spread_pct,
 )
 from trainer.report.tables import CellSummary, Table, step_seconds
+from trainer.runs.chance import chance_warning
 from trainer.runs.results import Row
 
 _MAX_NAMES = 4  # cells or runs listed in one warning
-COSTS = ("train_s", "images_per_s", "peak_mem_mib")  # columns of what was measured beside a score
+TIMES = ("train_s", "images_per_s")
+COSTS = (*TIMES, "peak_mem_mib")  # columns of what was measured beside a score
 _EVEN_RATIO = 1.25  # of step times, and of load to cores: beyond it a machine was shared
 
 
@@ -79,6 +81,8 @@ _COMPARED_FACTS: dict[str, Callable[[Row], str]] = {
     "loader": lambda row: f"{row.loader} loader",
     "compile": lambda row: "compiled" if row.compiled else "not compiled",
     "group norm": lambda row: "group norm in half" if row.half_group_norm else "float32 group norm",
+    # of runs that would have ended early there are no rows: a mean is of the survivors
+    "early end": lambda row: f"under stop_if={row.stop_if}" if row.stop_if else "none ended early",
     "versions": versions_text,
     "commit": lambda row: f"commit {row.commit[:12]}" if row.commit else "commit unknown",
     "uncommitted changes": lambda row: {
@@ -93,6 +97,7 @@ _DEFAULTS = (
     "torch loader",
     "not compiled",
     "float32 group norm",
+    "none ended early",
     "none uncommitted",
     "not under git",
 )
@@ -139,13 +144,13 @@ def remarks(table: Table, columns: Collection[str] | None = None) -> tuple[str, 
 def brief_remarks(table: Table, columns: Collection[str]) -> tuple[str, ...]:
     """What a reader of a paper has to know of the columns shown, in a few lines."""
     shown = set(columns)
-    lines = [*_missing_value_warnings(table), _score_remark(table)]
+    lines = [*_missing_value_warnings(table), *_chance_warnings(table), _score_remark(table)]
     if shown & {"difference", "p"} or table.effects:
         lines += _brief_comparison(table)
     if "published" in shown and any(s.cell.published is not None for s in table.cells):
         lines.append("Published: as its source reports it, not measured here.")
-    if shown & set(COSTS):
-        lines += _uneven_cost_warnings(table)
+    if shown & set(TIMES):
+        lines += uneven_time_warnings(table)
     return tuple(lines)
 
 
@@ -164,13 +169,22 @@ def warnings(table: Table) -> tuple[str, ...]:
     """Seeds without a value, and everything else in which the cells of a group differ."""
     return (
         *_missing_value_warnings(table),
-        *_uneven_cost_warnings(table),
+        *_chance_warnings(table),
+        *uneven_time_warnings(table),
         *(
             line
             for group, cells in table.groups.items()
             for line in _comparability_warnings(table, group, cells)
         ),
     )
+
+
+def _chance_warnings(table: Table) -> list[str]:
+    """Groups of cells whose scores are all chance."""
+    if table.metric.name != "top1":
+        return []
+    found = ((group, chance_warning(_rows(cells))) for group, cells in table.groups.items())
+    return [f"{_group_prefix(table, group)}{line}." for group, line in found if line]
 
 
 def _score_remark(table: Table) -> str:
@@ -312,9 +326,12 @@ def _seeds_needed_remark(table: Table) -> list[str]:
     if any(one.pooled_std is not None for one in needed):
         parts.append("in brackets by that of all differences of the group pooled")
     if "pooled" in origins:
-        parts.append("≈: n = 1, standard deviation pooled from the other cells of the group")
+        parts.append("≈: fewer than three seeds, standard deviation pooled from the group's cells")
     if "published" in origins:
-        parts.append("≈: n = 1, standard deviation from RSB, scaled to this number of val images")
+        parts.append(
+            "≈: fewer than three seeds, standard deviation from RSB, scaled to this number of val"
+            " images, as plan has it"
+        )
     if any(one.num_seeds is None or (one.pooled_std and not one.pooled_seeds) for one in needed):
         parts.append(f"> {MOST_SEEDS:,}: more than that")
     return [f"{'; '.join(parts)}."]
@@ -400,7 +417,7 @@ def _comparability_warnings(table: Table, group: str, cells: Sequence[CellSummar
     return [f"{_group_prefix(table, group)}{line}" for line in lines]
 
 
-def _uneven_cost_warnings(table: Table) -> list[str]:
+def uneven_time_warnings(table: Table) -> list[str]:
     """Runs that shared their machine: times that are no comparison of the cells."""
     ratios = {}
     for summary in table.cells:

@@ -33,6 +33,8 @@ from trainer.base.stats import (
 from trainer.report.effects import FactorEffect, effects_of
 from trainer.runs.results import Row
 
+# of a standard deviation that seeds are planned by: that of two seeds may be 30 times too small
+LEAST_DOF = 2
 State = Literal["finished", "diverged", "failed", "missing", "no value"]
 Origin = Literal["measured", "pooled", "published"]
 STATE_TEXTS: dict[State, str] = {
@@ -371,17 +373,21 @@ def _needed(
 ) -> Needed | None:
     """With the best standard deviation known: its own, else pooled, else published."""
 
-    def seeds_for(std: float) -> int | None:
-        return seeds_needed(smallest, std, is_paired=difference.kind == "paired", alpha=alpha)
+    def seeds_for(std: float, is_paired: bool = False) -> int | None:
+        return seeds_needed(smallest, std, is_paired=is_paired, alpha=alpha)
 
-    if difference.std is not None:
+    if difference.std is not None and (difference.dof or 0) >= LEAST_DOF:
         pooled = _pooled_difference_std(difference.kind, group)
-        own = Needed(seeds_for(difference.std), difference.std, "measured")
-        return replace(own, pooled_seeds=seeds_for(pooled), pooled_std=pooled) if pooled else own
-    if difference.kind != "single":
+        paired = difference.kind == "paired"
+        own = Needed(seeds_for(difference.std, paired), difference.std, "measured")
+        if not pooled:
+            return own
+        return replace(own, pooled_seeds=seeds_for(pooled, paired), pooled_std=pooled)
+    if difference.kind != "single" and difference.std is None:
         return None
-    std = pooled_std([list(other.values.values()) for other in group])
-    if std:
+    values = [list(other.values.values()) for other in group]
+    std = pooled_std(values)
+    if std and sum(len(one) - 1 for one in values if one) >= LEAST_DOF:
         return Needed(seeds_for(std), std, "pooled")
     num_images = next(row.num_val_images for other in group for row in other.rows)
     std = published_spread_pct(num_images)

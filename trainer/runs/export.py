@@ -18,7 +18,7 @@ from torch import nn
 
 from trainer.base.disk import write_atomically
 from trainer.engine.state import TrainingState
-from trainer.models.build import takes_option
+from trainer.models.build import size_options, takes_option
 from trainer.recipe.plan import Plan
 
 
@@ -50,7 +50,8 @@ def timm_facts(plan: Plan, classes: tuple[str, ...]) -> dict:
         "architecture": plan.model if is_timms(plan) else f"{plan.model}+{plan.recipe.name}",
         "num_classes": profile.num_classes,
         "model_args": ({} if layer_scale is None else {"ls_init_value": layer_scale})
-        | ({} if profile.channels == 3 else {"in_chans": profile.channels}),
+        | ({} if profile.channels == 3 else {"in_chans": profile.channels})
+        | size_options(plan),
         "label_names": list(classes),
         "pretrained_cfg": {
             "input_size": [profile.channels, image.test_px, image.test_px],

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +21,13 @@ from trainer.base.commands import command
 from trainer.base.cores import num_cores
 from trainer.base.disk import must_write, write_atomically
 from trainer.base.errors import UserError
-from trainer.base.exits import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED, EXIT_UNWRITTEN
+from trainer.base.exits import (
+    EXIT_DIVERGED,
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_STOPPED,
+    EXIT_UNWRITTEN,
+)
 from trainer.base.json_text import json_file
 from trainer.base.memory import peak_mem_mib, reserved_mem_mib
 from trainer.base.settings import Settings
@@ -33,6 +39,7 @@ from trainer.data.profile import find_profile, majority_pct
 from trainer.distributed.communicator import Ranks, alone
 from trainer.engine.micro_batches import norm_images_used
 from trainer.models.build import gmacs, num_parameters
+from trainer.models.weights import weights_path
 from trainer.recipe import tree
 from trainer.recipe.adapt import adaptation
 from trainer.recipe.load import Positions
@@ -42,11 +49,21 @@ from trainer.recipe.profiles import Profile
 from trainer.recipe.schema import Recipe, apply_overrides, digest_of, load_recipe, open_recipe
 from trainer.recipe.shipped import find_recipe, recipe_paths
 from trainer.recipe.tree import shown
+from trainer.runs.best_weights import best_epoch
+from trainer.runs.expected import ExpectedCurve, expected_curve, whole_curve
 from trainer.runs.export import export_model
 from trainer.runs.finalize import end_run, rescued, write_curves
 from trainer.runs.guard import Guard
 from trainer.runs.pace import pace_of
-from trainer.runs.results import Row, RowDeviation, read_row, row_path, store_row, touches_result
+from trainer.runs.results import (
+    Row,
+    RowDeviation,
+    read_row,
+    read_row_file,
+    row_path,
+    store_row,
+    touches_result,
+)
 from trainer.runs.run import train_in_folder
 from trainer.runs.run_folder import own_folder
 
@@ -103,17 +120,24 @@ def published_recipe(page: Recipe) -> Recipe | None:
     return load_recipe(found[0]) if found else None
 
 
-def plan_of(job: Job) -> Plan:
+def plan_of(job: Job, check: Callable[[Plan], None] = lambda plan: None) -> Plan:
     """Page, model's lines, profile's adaptation, overrides; then the units. Reads no image.
+
+    check: raises what else is asked of the plan.
 
     Raises UserError for whatever does not fit, with all that is refused and one set= in its place.
     """
 
+    def checked(job: Job) -> Plan:
+        plan = _plan_of(job)
+        check(plan)
+        return plan
+
     def attempt(items: Mapping[str, Any]) -> Plan:
-        return _plan_of(dataclasses.replace(job, overrides=as_text(items)))
+        return checked(dataclasses.replace(job, overrides=as_text(items)))
 
     try:
-        return _plan_of(job)
+        return checked(job)
     except UserError as error:
         if not error.fix:
             raise
@@ -275,15 +299,17 @@ def _run_to_row(
 ) -> tuple:
     folder = settings.runs / name
     _check_val(data, stop, ranks)
+    expected = _expected(job, plan, settings, data, console) if ranks.is_first else None
     if ranks.is_first:
         _check_same_images(folder, data.content_sha256)
         with must_write(folder):
             write_plan(folder, job, plan, data.content_sha256)
+    parent = parent_of(plan)  # now: by the end its folder may be gone
     guard = Guard(lock, faults(plan, folder, ranks) if faults else None)
-    outcome = train_in_folder(plan, settings, data, folder, console, stop, ranks, guard)
+    outcome = train_in_folder(plan, settings, data, folder, console, stop, ranks, guard, expected)
     if outcome.status == "stopped":
         if not ranks.any(outcome.run.saver.error is not None):
-            return EXIT_STOPPED, None
+            return (EXIT_FAILED if outcome.run.is_off_track else EXIT_STOPPED), None
         if ranks.is_first:
             missing = rescued(
                 outcome, outcome.run.unsaved, lambda to: _write_stopped(to, job, plan, outcome)
@@ -292,11 +318,12 @@ def _run_to_row(
                 f"error: {missing}", style="bold red", markup=False, highlight=False, soft_wrap=True
             )
         return EXIT_UNWRITTEN, None
+    done = EXIT_FAILED if outcome.run.is_off_track else EXIT_DONE
     if not ranks.is_first:
-        return (EXIT_DONE if outcome.status == "finished" else EXIT_DIVERGED), None
+        return (done if outcome.status == "finished" else EXIT_DIVERGED), None
     row, missing = end_run(
         outcome,
-        lambda to: _write_end(to, job, plan, settings, data, outcome),
+        lambda to: _write_end(to, job, plan, settings, data, outcome, parent),
         lambda row: _store(settings.results, row, folder, console),
         row_path(settings.results, name),
         lambda: stop.is_requested,
@@ -306,10 +333,47 @@ def _run_to_row(
             f"error: {missing}", style="bold red", markup=False, highlight=False, soft_wrap=True
         )
         return EXIT_UNWRITTEN, row
-    return (EXIT_DONE if row.status == "finished" else EXIT_DIVERGED), row
+    return (done if row.status == "finished" else EXIT_DIVERGED), row
 
 
-def _write_end(folder: Path, job: Job, plan: Plan, settings: Settings, data, outcome) -> Row:
+def _expected(
+    job: Job, plan: Plan, settings: Settings, data, console: Console
+) -> ExpectedCurve | None:
+    """What a run's evaluations are compared with, said in one line. Raises UserError."""
+
+    def plan_of_recipe(recipe: str) -> Plan:
+        return plan_of(dataclasses.replace(job, recipe=recipe, overrides=""))
+
+    asked = settings.expect, bool(settings.stop_if)
+    curve, line = expected_curve(settings.results, plan, data, *asked, plan_of_recipe)
+    if line:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return curve
+
+
+def parent_of(plan: Plan) -> dict[str, str | None]:
+    """The run whose weights a plan starts from, as its row names it; empty where they are no
+    run's.
+    """
+    pretrained = plan.recipe.model and plan.recipe.model.pretrained
+    if not pretrained or pretrained.file is None:
+        return {}
+    try:
+        row = read_row_file(weights_path(pretrained.file).parent / "row.json")
+    except UserError:  # no run's folder, or none any more
+        return {}
+    return {"parent": row.run, "parent_sha256": row.weights_sha256}
+
+
+def _write_end(
+    folder: Path,
+    job: Job,
+    plan: Plan,
+    settings: Settings,
+    data,
+    outcome,
+    parent: Mapping[str, str | None],
+) -> Row:
     """Write all that a run ends with into its folder, or into one that takes its place. Raises
     OSError.
     """
@@ -323,7 +387,9 @@ def _write_end(folder: Path, job: Job, plan: Plan, settings: Settings, data, out
     more = {
         "ablation": job.ablation,
         "cell": job.cell,
+        "best_epoch": best_epoch(outcome.run.folder, outcome.run.curve) if settings.keep else None,
         "curves_incomplete": outcome.run.curves_incomplete,
+        **parent,
         **pace_of(outcome.run.folder / "speed.jsonl", plan),
     }
     row = row.model_copy(update=more)
@@ -420,6 +486,16 @@ def deviation_of_data(data) -> tuple[RowDeviation, ...]:
     return (RowDeviation(path="data", before="as its files", after=data.changes, origin="data"),)
 
 
+def deviation_of_head(state) -> tuple[RowDeviation, ...]:
+    """Of a row: pretrained weights had no classifier of this shape, so it started anew."""
+    section = state.plan.recipe.model
+    pretrained = section and section.pretrained
+    if not pretrained or pretrained.head == "new" or state.is_head_loaded:
+        return ()
+    path = "model.pretrained.head"
+    return (RowDeviation(path=path, before="kept", after="new", origin="weights"),)
+
+
 def make_row(
     name: str, plan: Plan, settings: Settings, data, outcome, weights_sha256: str | None
 ) -> Row:
@@ -449,6 +525,7 @@ def make_row(
             *deviation_rows(plan),
             *deviation_of_memory(state),
             *deviation_of_data(data),
+            *deviation_of_head(state),
         ),
         resolved_recipe=tree.plain(recipe),
         bad_images=plan.bad_images,
@@ -459,6 +536,7 @@ def make_row(
         top5_pct=_percent(scores, "num_top5"),
         loss_nats=scores.get("loss_nats"),
         other_top1_pct=_percent(other, "num_top1"),
+        num_top1_by_epoch=whole_curve(outcome.run.curve, progress.step // plan.steps_per_epoch),
         majority_pct=round(majority_pct(data.train.labels, data.val.labels), 4),
         num_val_images=plan.profile.num_val,
         num_replaced_images=progress.num_replaced,
@@ -481,6 +559,7 @@ def make_row(
         bitwise=settings.is_bitwise and not progress.changes,
         changes=tuple(progress.changes),
         injected=tuple(progress.injected),
+        stop_if=settings.stop_if,
         activation_checkpointing=settings.activation_checkpointing,
         compiled=settings.compile,
         compile_mode=settings.compile_mode,

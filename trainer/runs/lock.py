@@ -255,6 +255,17 @@ def owner_of(folder: Path, stale_s: float = STALE_S) -> Owner | None:
     return None
 
 
+def heartbeat_age_s(folder: Path) -> float | None:
+    """Seconds since a lock file in a folder was touched, by this machine's clock; None where there
+    is none. A live one is touched every HEARTBEAT_S.
+    """
+    touched = []
+    for path in _lock_files(folder):
+        with contextlib.suppress(FileNotFoundError):
+            touched.append(path.stat().st_mtime)
+    return max(0.0, time.time() - max(touched)) if touched else None
+
+
 def _lock_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("claim.*") if path.is_file())
 

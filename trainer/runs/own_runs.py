@@ -31,7 +31,10 @@ class OwnRun:
 
     recipe: with its version. state: running, stopped (the same command resumes it), finished,
     diverged, or damaged: files that cannot be read. epochs_done: of `epochs`, with fractions.
-    top1_pct: the row's, else the last evaluation's. folder: None where only the row is here.
+    top1_pct: the row's, else the last evaluation's of the weights that are scored. deviations: from
+    the recipe, but for those of the data profile, `epochs=2` each. folder: None where only the row
+    is here. One of lr-find has neither epochs nor a score.
+    steps_left: optimizer steps still to come.
     """
 
     run: str
@@ -43,32 +46,47 @@ class OwnRun:
     epochs_done: float | None = None
     epochs: float | None = None
     top1_pct: float | None = None
+    deviations: tuple[str, ...] = ()
     folder: str | None = None
     changed_utc: str | None = None
+    steps_left: int | None = None
 
 
 def own_runs(runs: Path, results: Path) -> list[OwnRun]:
     """Every run folder in `runs`, and every row in `results` that has none and did not come with
     the project; the last changed is last.
     """
-    folders = [path.parent for path in runs.glob("*/plan.json")]
-    rows = {path.stem: path for path in rows_folder(results).glob("*.json")}
+    found = own_folders(runs, results)
+    here = {one.run for one in found}
+    searches = sorted({path.parent for path in runs.glob("lr-find-*/*")})
+    found += [_of_search(folder) for folder in searches if folder.name not in here]
     shipped = tracked_names(rows_folder(results))
-    found = [_of_folder(folder, rows.get(folder.name)) for folder in folders]
-    here = {folder.name for folder in folders}
     found += [
         _of_row(path, None)
-        for run, path in rows.items()
-        if run not in here and path.name not in shipped
+        for path in rows_folder(results).glob("*.json")
+        if path.stem not in here and path.name not in shipped
     ]
-    return sorted(found, key=lambda one: (one.changed_utc or "", one.run))
+    return sorted(found, key=_by_change)
 
 
-def _of_folder(folder: Path, stored: Path | None) -> OwnRun:
+def own_folders(runs: Path, results: Path) -> list[OwnRun]:
+    """Every run folder in `runs`; the last changed is last."""
+    folders = [path.parent for path in runs.glob("*/plan.json")]
+    rows = rows_folder(results)
+    return sorted(
+        (_of_folder(folder, rows / f"{folder.name}.json") for folder in folders), key=_by_change
+    )
+
+
+def _by_change(one: OwnRun) -> tuple[str, str]:
+    return one.changed_utc or "", one.run
+
+
+def _of_folder(folder: Path, stored: Path) -> OwnRun:
     """Of a run folder; stored: its row in the store, which a folder may lack."""
     is_running = owner_of(folder) is not None
     own = folder / "row.json"
-    path = own if own.is_file() else stored
+    path = next((path for path in (own, stored) if path.is_file()), None)
     return _of_row(path, folder) if path and not is_running else _unfinished(folder, is_running)
 
 
@@ -84,9 +102,10 @@ def _of_row(path: Path, folder: Path | None) -> OwnRun:
         model=row.model,
         data=row.data,
         seed=row.seed,
-        epochs_done=row.epochs if row.status == "finished" else None,
+        epochs_done=row.epochs if row.status == "finished" else _epochs_at(row.steps, folder),
         epochs=row.epochs,
         top1_pct=row.top1_pct,
+        deviations=_deviations([one.model_dump() for one in row.deviations]),
         folder=_text(folder),
         changed_utc=_seconds(datetime.fromisoformat(row.finished_utc)),
     )
@@ -101,40 +120,104 @@ def _unfinished(folder: Path, is_running: bool) -> OwnRun:
     except (OSError, ValueError, KeyError, TypeError, ArithmeticError):
         return OwnRun(folder.name, RUNNING if is_running else DAMAGED, folder=_text(folder))
     lines = last_lines(folder / "metrics.jsonl")
+    step = last_number(lines, "step") or 0
+    recipe, scored = _recipe(folder / "recipe.yaml")
+    scores = [line for line in lines if line.get("weights", scored) == scored]
     return OwnRun(
         folder.name,
         RUNNING if is_running else STOPPED,
-        _recipe(folder / "recipe.yaml"),
+        recipe,
         model=model,
         data=data,
         seed=seed,
-        epochs_done=round((_last(lines, "step") or 0) / steps[1], 2),
+        epochs_done=round(step / steps[1], 2),
         epochs=epochs,
-        top1_pct=_last(lines, "top1_pct"),
+        top1_pct=last_number(scores, "top1_pct"),
+        deviations=_deviations(plan.get("deviations")),
         folder=_text(folder),
         changed_utc=_changed(folder),
+        steps_left=max(0, steps[0] - int(step)),
     )
 
 
-def _recipe(path: Path) -> str | None:
-    """Read as plain YAML: to check every value would import torch, which takes seconds."""
+def _of_search(folder: Path) -> OwnRun:
+    """Of a folder of lr-find."""
+    path = folder / "suggestion.json"
+    is_running, is_done = owner_of(folder) is not None, path.is_file()
+    state = RUNNING if is_running else "finished" if is_done else STOPPED
+    facts: Any = {}
     try:
-        recipe = yaml.load(read_regular(path, _LARGEST_RECIPE_BYTES), Loader=SafeLoader)
-        return f"{recipe['name']}.v{recipe['version']}"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError):
+        facts = json_file(path) if is_done else {}
+    except (OSError, ValueError):
+        state = DAMAGED
+    recipe, model, data = (
+        str(facts[key]) if isinstance(facts, dict) and key in facts else None
+        for key in ("recipe", "model", "data")
+    )
+    return OwnRun(
+        folder.name,
+        state,
+        recipe,
+        model,
+        data,
+        folder=_text(folder),
+        changed_utc=_changed(path if is_done else folder),
+    )
+
+
+def _epochs_at(step: int, folder: Path | None) -> float | None:
+    """The epochs of so many steps, by the plan of a run folder."""
+    if folder is None:
+        return None
+    try:
+        return round(step / int(json_file(folder / "plan.json")["steps_per_epoch"]), 2)
+    except (OSError, ValueError, KeyError, TypeError, ArithmeticError):
         return None
 
 
-def _last(lines: list[dict[str, Any]], name: str) -> float | None:
+def _deviations(listed: Any) -> tuple[str, ...]:
+    """Of a row or a plan.json, but for what a data profile changes: `epochs=2` each."""
+    try:
+        return tuple(
+            f"{one['path']}={one['after']}" for one in listed if one["origin"] != "profile"
+        )
+    except (KeyError, TypeError):  # of a damaged file
+        return ()
+
+
+def _recipe(path: Path) -> tuple[str | None, str]:
+    """A recipe's name with its version, and whose scores are its result."""
+    values = recipe_values(path)
+    if values is None:
+        return None, "model"
+    average = values.get("average")
+    is_averages = isinstance(average, dict) and bool(average.get("is_scored", False))
+    return f"{values['name']}.v{values['version']}", "average" if is_averages else "model"
+
+
+def recipe_values(path: Path) -> dict[str, Any] | None:
+    """What a recipe file with a name and a version says, as plain YAML: to check every value would
+    import torch, which takes seconds. None for any other file.
+    """
+    try:
+        recipe = yaml.load(read_regular(path, _LARGEST_RECIPE_BYTES), Loader=SafeLoader)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return None
+    is_recipe = isinstance(recipe, dict) and {"name", "version"} <= set(recipe)
+    return recipe if is_recipe else None
+
+
+def last_number(lines: list[dict[str, Any]], name: str) -> float | None:
+    """The last number under a name in some lines; None where there is none."""
     numbers = [line[name] for line in lines if isinstance(line.get(name), (int, float))]
     return numbers[-1] if numbers else None
 
 
-def _changed(folder: Path) -> str | None:
-    """When the curves, or else the folder, were last written to."""
-    path = folder / "metrics.jsonl"
+def _changed(path: Path) -> str | None:
+    """When the curves of a folder, else it or a file itself, were last written to."""
+    curves = path / "metrics.jsonl"
     try:
-        changed_s = (path if path.is_file() else folder).stat().st_mtime
+        changed_s = (curves if curves.is_file() else path).stat().st_mtime
     except OSError:  # removed meanwhile
         return None
     return _seconds(datetime.fromtimestamp(changed_s, UTC))

@@ -62,12 +62,13 @@ Percent = Annotated[float, Field(ge=0, le=100)]
 Amount = Annotated[NonNegative, Field(le=1e15)]
 
 
-FOUND_ORIGINS = ("memory", "data")  # of deviations that the plan does not have
+FOUND_ORIGINS = ("memory", "data", "weights")  # of deviations that the plan does not have
 
 
 class RowDeviation(StrictModel):
     """One deviation of a run from its recipe: the value at `path` before and after, and who changed
-    it: `set`, `profile` or `file`; `memory` that ran out, or `data` stored with other pixels.
+    it: `set`, `profile` or `file`; `memory` that ran out, `data` stored with other pixels, or
+    `weights` of another shape.
     """
 
     path: Text
@@ -99,7 +100,12 @@ class Row(StrictModel):
     run's own included: above 1 processes wait for a core. All three are None in older rows.
     curves_incomplete: lines of metrics.jsonl were lost on the disk while the run was stopped.
     injected: faults on purpose (inject=) that touched its result or its speed; with the first it
-    stays out of the store. weights_sha256: of the scored weights, see `weights_digest`.
+    stays out of the store. num_top1_by_epoch: images right at the end of every epoch, of the
+    scored weights; empty in older rows, and where one is not known. best_epoch: whose weights are
+    kept beside the last ones (keep=best); chosen on val, so that epoch's score is no result.
+    stop_if: what would have ended the run early (off_track), so that its score is of a run that was
+    not. weights_sha256: of the scored weights, see `weights_digest`. parent: the run whose weights
+    it started from (weights=<run>), parent_sha256: their digest, as that run's row has it.
     """
 
     run: Name
@@ -126,6 +132,8 @@ class Row(StrictModel):
     loss_nats: float | None
     other_top1_pct: Percent | None
     majority_pct: Percent | None = None
+    num_top1_by_epoch: tuple[Count, ...] = ()
+    best_epoch: Count | None = None
     num_val_images: Annotated[Count, Field(ge=1)]
     num_replaced_images: Count
     epochs: Count
@@ -151,12 +159,15 @@ class Row(StrictModel):
     changes: tuple[Text, ...] = ()
     curves_incomplete: bool = False
     injected: tuple[Text, ...] = ()
+    stop_if: Text = ""
     activation_checkpointing: bool = False
     compiled: bool = False
     compile_mode: Text = "default"
     cuda_graphs: bool = False
     half_group_norm: bool = False
     weights_sha256: Text | None
+    parent: Name | None = None
+    parent_sha256: Text | None = None
     device: Text
     versions: dict[Text, Text]
     commit: Text | None

@@ -28,8 +28,10 @@ from trainer.engine.state import Progress, TrainingState, algorithms_kept
 from trainer.engine.train import Status, train
 from trainer.recipe.plan import Plan
 from trainer.runs.append_only_log import whole_lines
+from trainer.runs.best_weights import BEST_FILE, keep_if_best
 from trainer.runs.checkpoint import load_checkpoint
 from trainer.runs.checkpoint_writer import Saver
+from trainer.runs.expected import ExpectedCurve, OffTrack, curve_in
 from trainer.runs.free_space import check_room, checkpoint_bytes
 from trainer.runs.guard import Guard
 from trainer.runs.loggers.first_batch import draw_first_batch
@@ -63,6 +65,7 @@ def train_in_folder(
     stop: StopRequest,
     ranks: Ranks = alone(),
     guard: Guard = Guard(),
+    expected: ExpectedCurve | None = None,
 ) -> Outcome:
     """Train a plan in a folder to its end.
 
@@ -81,7 +84,7 @@ def train_in_folder(
         algorithms_kept(),
     ):
         state = TrainingState(plan, settings, ranks)
-        run = TrainingRun(folder, state, console, stop, guard)
+        run = TrainingRun(folder, state, console, stop, guard, expected)
         return Outcome(train(state, data, run), state, run)
 
 
@@ -92,7 +95,8 @@ class TrainingRun(NullRun):
     logger: rank 0's Log once the run is open, silent on the others. unsaved: why the last state is
     in no checkpoint, or "". metrics_written: length and SHA-256 of metrics.jsonl at the last
     checkpoint; curves_incomplete: have lines of it been lost? machine: what may move the last
-    digits. program: the code that runs.
+    digits. program: the code that runs. curve: on rank 0, images right by epoch of the scored
+    weights. is_off_track: is this what stop_if= asks about, at the last evaluation?
     """
 
     def __init__(
@@ -102,11 +106,15 @@ class TrainingRun(NullRun):
         console: Console,
         stop: StopRequest,
         guard: Guard = Guard(),
+        expected: ExpectedCurve | None = None,
     ) -> None:
         super().__init__()
         self.folder, self.state, self.console, self.stop = folder, state, console, stop
         self.ranks = state.ranks
         self.guard = guard
+        self.expected = expected
+        self.curve: dict[int, int] = {}
+        self.is_off_track = False
         self.saver = Saver(folder / "checkpoints", self.settings.checkpoint_s, guard.before_write)
         self.machine = machine_of(state.settings) | {"ranks": str(state.ranks.world_size)}
         self.program = provenance.running_program()
@@ -142,6 +150,7 @@ class TrainingRun(NullRun):
         check_room(self.state, self.folder)
         notes = self.resume()
         metrics = self._metrics_left(notes)
+        self.curve = curve_in(metrics.splitlines(), self.state.scored)
         if self.ranks.is_first:
             with must_write(self.folder):
                 self.logger = Log(
@@ -201,6 +210,34 @@ class TrainingRun(NullRun):
         except OSError as error:
             self.say(f"{path}: picture not written ({why(error)})")
         return itertools.chain([first], loader)
+
+    def evaluated(self) -> None:
+        """Compare the score with earlier runs'. Raises OffTrack where stop_if= ends the run."""
+        is_off = self.ranks.is_first and self._is_off_track()
+        if self.ranks.is_first and self.settings.keep == "best":
+            self._keep_best()
+        if not self.settings.stop_if:
+            return
+        self.is_off_track = self.ranks.any(is_off)
+        if self.is_off_track and self.progress.step < self.state.plan.num_steps:
+            raise OffTrack("stop_if=off_track")
+
+    def _keep_best(self) -> None:
+        try:
+            self.guard.check()
+            keep_if_best(self.folder, self.state.weights()[self.state.scored], self.curve)
+        except OSError as error:
+            self.say(f"{self.folder / BEST_FILE}: not written ({why(error)})")
+
+    def _is_off_track(self) -> bool:
+        epoch = self.progress.step // self.state.plan.steps_per_epoch
+        self.curve[epoch] = self.progress.scores[self.state.scored]["num_top1"]
+        if self.expected is None:
+            return False
+        verdict = self.expected.verdict(self.curve)
+        is_off = verdict.state == "off track"
+        self.say(str(verdict), "bold red" if is_off else None)
+        return is_off
 
     # ---- checkpoints
 
@@ -315,9 +352,10 @@ class TrainingRun(NullRun):
     def stopped(self, signal_name: BaseException) -> None:
         self.save(STOP_S, lambda: False)
         saved = f"not saved ({self.unsaved})" if self.unsaved else "saved"
+        without = f" without {signal_name}" if self.is_off_track else ""
         self.say(
             f"stopped by {signal_name} after step {self.progress.step}: {saved}; rerun the"
-            " same command to resume"
+            f" same command{without} to resume"
         )
 
     def _can_save(self) -> bool:

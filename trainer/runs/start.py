@@ -8,7 +8,7 @@ import sys
 
 from rich.console import Console
 
-from trainer.base.errors import printable
+from trainer.base.errors import UserError, printable
 from trainer.base.exits import EXIT_STOPPED
 from trainer.base.memory import keep_freed_memory
 from trainer.base.settings import check_writable, make_settings
@@ -117,6 +117,8 @@ def train_rank(
         in_memory=opened.train.is_in_memory,
         num_ranks_here=num_ranks_here,
     )
+    if settings.debug and not ranks.is_alone:
+        raise UserError("debug=nan: looks at the layers of one rank", "use one: the same samples")
     check_settings(plan, settings)
     if faults is not None:
         faults.check(plan)
@@ -127,6 +129,7 @@ def train_rank(
     show.plan_in_brief(console, plan, settings, swaps)
     show.changed_images(console, opened)
     show.ignored_lines(console, opened.ignored)
+    show.stand_in_line(console, opened.split)
     if note := cache_note():
         console.print(note, markup=False)
     ranks.check(stop)

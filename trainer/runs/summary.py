@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from trainer.base.commands import command
 from trainer.base.plural import counted
 from trainer.base.settings import Settings, unused_accelerator
 from trainer.base.tensorboard import tensorboard_command
@@ -25,15 +26,17 @@ from trainer.data.check import (
     rotated_note,
 )
 from trainer.data.dataset import OpenedData
+from trainer.data.index import STAND_INS
 from trainer.engine.precise_norm import statistics_note
 from trainer.models import zoo
 from trainer.models.build import assemble, check_model_name, gmacs, num_parameters
 from trainer.models.edit.replacement import Replacement
 from trainer.models.freezing import frozen_names
-from trainer.recipe.adapt import rates_by_rule
+from trainer.recipe.adapt import images_of_rate, rates_by_rule
 from trainer.recipe.explain import ExplainedValue as Explained
 from trainer.recipe.plan import Plan
 from trainer.recipe.schema import Recipe
+from trainer.runs.best_weights import BEST_FILE
 from trainer.runs.export import is_timms
 from trainer.runs.job import deviation_of_data, deviation_rows
 from trainer.runs.rescore import most_moved
@@ -125,20 +128,28 @@ def warmup_note(out: Console, plan: Plan) -> None:
 
 def few_steps_note(out: Console, plan: Plan) -> None:
     """Where a run from random weights is too short to learn, what score to expect."""
-    section = plan.recipe.model
-    if section is not None and section.pretrained is not None:
-        return
+    num_full = num_full_steps(plan)
+    if num_full is not None and num_full < FEWEST_FULL_STEPS:
+        line = (
+            f"note: expect about chance, 1 of {plan.profile.num_classes:,} classes right: the"
+            f" {counted(plan.num_steps, 'step')} are worth {num_full:.2g} at the peak rate; train"
+            " for more epochs"
+        )
+        out.print(line, style="yellow", markup=False, soft_wrap=True)
+
+
+def num_full_steps(plan: Plan) -> float | None:
+    """The steps of a run from random weights, each counted by its share of the peak rate; counted
+    no further than FEWEST_FULL_STEPS. None where it starts from trained weights.
+    """
+    if plan.recipe.model is not None and plan.recipe.model.pretrained is not None:
+        return None
     num_full = 0.0
     for step in range(plan.num_steps):  # ends early: a long run has hundreds of thousands
         num_full += plan.lr_at(step) / plan.recipe.lr.peak
         if num_full >= FEWEST_FULL_STEPS:
-            return
-    line = (
-        f"note: expect about chance, 1 of {plan.profile.num_classes:,} classes right: the"
-        f" {counted(plan.num_steps, 'step')} are worth {num_full:.2g} at the peak rate; train for"
-        " more epochs"
-    )
-    out.print(line, style="yellow", markup=False, soft_wrap=True)
+            break
+    return num_full
 
 
 def _written(value: object) -> str:
@@ -165,6 +176,15 @@ def ignored_lines(out: Console, ignored: Mapping[str, int]) -> None:
         out.print(
             f"ignored    files that are no images here: {kinds}", style="yellow", markup=False
         )
+
+
+def stand_in_line(out: Console, split: str) -> None:
+    """Which split the scores are of, where none is called val. split: its name, or empty."""
+    if split in STAND_INS:
+        line = (
+            f"validation is {split}/: there is no val/; what is chosen by its score is tuned to it"
+        )
+        out.print(f"note: {line}", style="yellow", markup=False)
 
 
 def precision_note(out: Console, plan: Plan, precision: str) -> None:
@@ -363,14 +383,18 @@ def sparkline(values: list[float], width: int = 60) -> str:
 
 
 def scaling_note(out: Console, plan: Plan) -> None:
-    """Where the batch was overridden and the learning rate was not: what the recipe's own rule
-    would make of it.
+    """Where the batch is another and the learning rate is not: what the recipe's own rule would
+    make of it, and what measures one.
     """
     found = rates_by_rule(plan.recipe, plan.deviations)
     if found is None:
         return
     peak, rule = plan.recipe.lr.peak, plan.recipe.lr.scaling
-    line = f"note: lr.peak stays {peak:g}: the recipe has no rule for another batch"
+    line = (
+        f"note: lr.peak stays {peak:g}, which is for {images_of_rate(plan.deviations):,} images a"
+        f" step, here {plan.recipe.batch.images:,}: the recipe has no rule for another batch;"
+        f" {command('lr-find')} with the same words measures one"
+    )
     if rule is not None:
         items = " ".join(f"{path}={_written(value)}" for path, value in found.items())
         line = (
@@ -406,6 +430,13 @@ def row(out: Console, row: Row, settings: Settings, plan: Plan) -> None:
         + ("" if row.majority_pct is None else f"  (majority class {row.majority_pct:.1f} %)"),
         style="bold",
     )
+    if row.best_epoch is not None and row.num_top1_by_epoch:
+        best_pct = 100 * row.num_top1_by_epoch[row.best_epoch - 1] / row.num_val_images
+        out.print(
+            f"best   epoch {row.best_epoch} had {best_pct:.2f} %, chosen on val and so no result:"
+            f" {settings.runs / row.run / BEST_FILE}",
+            markup=False,
+        )
     out.print(
         f"time   {row.train_s:.0f} s of training, {row.images_per_s:.0f} images/s", markup=False
     )
@@ -469,6 +500,7 @@ def data_reports(out: Console, data: OpenedData, reports: Mapping[str, DataRepor
     if note := rotated_note(*reports.values()):
         out.print(note, style="yellow", markup=False)
     ignored_lines(out, data.ignored)
+    stand_in_line(out, data.split)
     out.print(
         (
             "sound: training meets no bad image"

@@ -21,15 +21,18 @@ from trainer.engine.train import optimizer_step
 from trainer.models.build import num_parameters
 from trainer.recipe.plan import Plan, make_plan
 from trainer.recipe.profiles import IMAGENET_MEAN, IMAGENET_STD, PROFILES, Adapt, Profile
-from trainer.recipe.shipped import find_recipe, recipe_paths
+from trainer.recipe.schema import from_random_weights
+from trainer.recipe.shipped import find_recipe, newest_recipe_paths
 from trainer.runs.job import Job, resolve
 
 MODELS = (
     "resnet18", "resnet50", "resnet50d", "resnext50_32x4d", "resnet101", "convnext_atto",
-    "convnext_tiny",
+    "convnext_tiny", "mobilenetv2_100", "efficientnet_b0", "ghostnet_100", "vgg11_bn",
+    "deit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "pvt_v2_b0", "levit_128s",
+    "tnt_s_legacy_patch16_224",
 )  # fmt: skip
 
-# Small enough for seven models per recipe; two micro-batches, so that their gradients and BatchNorm
+# Small enough for these models per recipe; two micro-batches, so that their gradients and BatchNorm
 # statistics are accumulated.
 _ADAPTED = Adapt(train_px=64, test_px=64, batch_images=4, norm_images=2)
 NOISE = Profile(
@@ -56,12 +59,13 @@ class MatrixCell:
 
 
 def chosen_recipes(names: str) -> list[str]:
-    """The recipes that a text such as `A1 A2.v1` names, with their versions; all for an empty one.
+    """The recipes that a text such as `A1 A2.v1` names, with their versions; for an empty one
+    the newest of all.
 
     Raises RecipeError for an unknown name.
     """
     if not names:
-        return [path.stem for path in recipe_paths()]
+        return [path.stem for path in newest_recipe_paths()]
     return [find_recipe(name).stem for name in names.replace(",", " ").split()]
 
 
@@ -85,10 +89,11 @@ def untested_family(model: str) -> str:
 
 
 def noise_plan(recipe: str, model: str) -> Plan:
-    """The plan of a recipe on random images, adapted as to any data profile. Raises UserError where
-    recipe and model do not fit.
+    """The plan of a recipe on random images, adapted as to any data profile; from random weights
+    where a run names them. Raises UserError where recipe and model do not fit.
     """
     _, _, resolved, deviations = resolve(Job(recipe, model), NOISE)
+    resolved = from_random_weights(resolved)
     return make_plan(resolved, model=model, profile=NOISE, deviations=deviations)
 
 

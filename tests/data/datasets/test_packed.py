@@ -346,6 +346,22 @@ def test_a_named_class_may_be_missing_in_val(tmp_path):
     assert open_files(tmp_path, "val").labels.tolist() == [0, 2]
 
 
+@pytest.mark.parametrize(
+    ("names", "stand_in", "num_val"),
+    [
+        (["test-0.tar"], "test", 1),
+        (["test/a.tar", "test/b.tar"], "test", 2),
+        (["valid-0.tar", "test-0.tar", "test-1.tar"], "valid", 1),
+        (["val-0.tar", "valid-0.tar", "test-0.tar"], "", 1),
+    ],
+)
+def test_files_of_valid_or_test_stand_for_val(tmp_path, names, stand_in, num_val):
+    for name in ["train-0.tar", *names]:
+        _shard(tmp_path / name, "a")
+    val = open_files(tmp_path, "val")
+    assert (val.stand_in, val.num_images) == (stand_in, num_val)
+
+
 def _mixed(names):
     return lambda root: [_shard(root / name, "1") for name in names]
 
@@ -354,7 +370,7 @@ def _mixed(names):
     ("write", "message"),
     [
         (_mixed(["train-0.tar"]), "tar shards without val; use val-000000.tar or val/*.tar"),
-        (_mixed(["train-0.tar", "test-0.tar"]), "val/*.tar (rename test… to val…)"),
+        (_mixed(["train-0.tar", "Dev-0.tar"]), "val/*.tar (rename Dev… to val…)"),
         (_mixed(["val-0.tar", "test-0.tar"]), "tar shards without train; "),
         (_mixed(["train-0.tar", "train/0.tar", "val-0.tar"]), "images of train both in "),
         (_mixed(["train-0.tar", "val-0.tar", "validation-0.tar"]), "images of val both in "),

@@ -115,3 +115,28 @@ def test_what_cannot_be_split_is_refused_and_leaves_nothing(flat, tmp_path):
 def test_a_wrong_word_is_one_line(flat, words, found):
     done = rsb("split", *(() if "--data" in words else ("--data", flat)), *words)
     assert done.exit_code == 2 and found in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_split_is_made_anew_where_images_came_and_nothing_else_is(flat, tmp_path):
+    out = tmp_path / "out"
+    assert split_folder(flat, out, 0.2)["train"] == 13
+    (flat / "rose" / "new.jpg").write_bytes((flat / "rose" / "0.jpg").read_bytes())
+    with pytest.raises(UserError, match="again=1"):
+        split_folder(flat, out, 0.2)
+    assert rsb("split", "--data", flat, "--out", out, "--again").exit_code == 0
+    assert len(names(out, "train") | names(out, "val")) == 18
+    (out / "train" / "rose" / "mine.jpg").write_bytes(b"mine")  # no link
+    with pytest.raises(UserError) as refused:
+        split_folder(flat, out, 0.2, is_again=True)
+    assert "again" not in refused.value.hint and (out / "train/rose/mine.jpg").exists()
+
+
+@pytest.mark.parametrize("names", [("training", "testing"), ("Training", "Validation")])
+def test_folders_named_like_splits_are_no_classes(make_folder, names):
+    root = make_folder(**{name: {"a": 2, "b": 2} for name in names})
+    done = rsb("split", "--data", root)
+    assert done.exit_code == 2 and "rename" in done.stderr
+    for name in names:  # nor are they where images lie in them
+        (root / name / "0.jpg").write_bytes((root / name / "a" / "0.jpg").read_bytes())
+    done = rsb("split", "--data", root)
+    assert done.exit_code == 2 and not split_name(root).exists()

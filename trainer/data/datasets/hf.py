@@ -11,7 +11,7 @@ from pathlib import Path
 from trainer.base.json_text import json_file
 from trainer.data.datasets.columns import add_rows, bytes_of, columns_of
 from trainer.data.datasets.listing import Listing
-from trainer.data.index import FOLDERS, DataError
+from trainer.data.index import DataError, folder_names
 
 _METADATA_FILES = ("state.json", "dataset_info.json")
 
@@ -29,7 +29,11 @@ def files(root: Path, split: str) -> list[Path]:
     if not (root / "dataset_dict.json").is_file():
         return []
     folder = next(
-        (root / name for name in FOLDERS[split] if (root / name / _METADATA_FILES[0]).is_file()),
+        (
+            root / name
+            for name in folder_names(split)
+            if (root / name / _METADATA_FILES[0]).is_file()
+        ),
         None,
     )
     return (

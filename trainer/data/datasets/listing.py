@@ -20,6 +20,7 @@ import numpy as np
 from trainer.data.index import (
     ARRAYS,
     FOLDERS,
+    STAND_INS,
     DataError,
     check_spelling,
     spelled_otherwise,
@@ -115,6 +116,9 @@ def files_of(root: Path, split: str, suffix: str) -> list[Path]:
             if _SPLITS.get(name) == split:
                 found.setdefault(folder / f"{name}…{suffix}", []).append(path)
     places = [place for place, paths in found.items() if paths]
+    if not places and split == "val" and files_of(root, "train", suffix):
+        found = _of_stand_in(root, suffix)
+        places = list(found)
     if len(places) > 1:
         raise DataError(
             f"{root}: images of {split} both in {places[0]} and in {places[1]}; "
@@ -129,6 +133,24 @@ def files_of(root: Path, split: str, suffix: str) -> list[Path]:
             )
     _check_parts(files)
     return files
+
+
+def _of_stand_in(root: Path, suffix: str) -> dict[Path, list[Path]]:
+    """The files of the first of STAND_INS that a folder has: in root/<name>, or named after it."""
+    for name in STAND_INS:
+        found = {root / name: _within(root / name, suffix)}
+        for folder in (root, root / "data"):
+            named = [path for path in _within(folder, suffix) if stands_for(path.name, name)]
+            found[folder / f"{name}…{suffix}"] = named
+        found = {place: paths for place, paths in found.items() if paths}
+        if found:
+            return found
+    return {}
+
+
+def stands_for(file: str, name: str) -> bool:
+    """Is a file named after a split: test.tar, test-0000.tar?"""
+    return re.match(rf"{name}(?:[-_.]?\d|\.)", file.lower()) is not None
 
 
 def _within(folder: Path, suffix: str) -> list[Path]:

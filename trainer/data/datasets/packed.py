@@ -20,9 +20,10 @@ from trainer.base.commands import command, quoted
 from trainer.base.json_text import json_file
 from trainer.data.datasets import hf, parquet, shards
 from trainer.data.datasets.formats import FORMATS, FileFormat
-from trainer.data.datasets.listing import PLACES, classes_of
+from trainer.data.datasets.listing import PLACES, classes_of, stands_for
 from trainer.data.datasets.split import split_name
 from trainer.data.index import (
+    STAND_INS,
     DataError,
     Index,
     array_file,
@@ -105,6 +106,13 @@ class PackedIndex(Index):
         """In another process it maps the same files again."""
         given = (self.folder, self.kind, self.files, self.stem_of, self.classes, self.fingerprint)
         return _again, (type(FORMATS[self.kind]), *given)
+
+    @property
+    def stand_in(self) -> str:
+        first = Path(self.files[0])
+        return next(
+            (name for name in STAND_INS if name in first.parts or stands_for(first.name, name)), ""
+        )
 
     @property
     def places_sha256(self) -> str:

@@ -1,0 +1,79 @@
+"""A run's model card: what it is, how good, on what data, and how it departs from its recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trainer.base.errors import PlanError
+from trainer.recipe.schema import Recipe
+from trainer.runs.results import Row, read_row_file
+from trainer.runs.run_folder import recipe_of
+
+CARD = "README.md"
+
+
+def model_card(folder: Path, license: str = "") -> str:
+    """The text of a card in Markdown, with the head that the Hugging Face Hub reads. license: as
+    the Hub names it; empty leaves it to whoever publishes the model.
+
+    Raises PlanError for a run that has not finished.
+    """
+    if not (folder / "row.json").exists():
+        raise PlanError(
+            f"{folder}: the run has not finished; rerun the command that started it to resume"
+        )
+    row = read_row_file(folder / "row.json")
+    recipe, _ = recipe_of(folder)
+    named = f"license: {license}\n" if license else ""
+    head = (
+        f"---\nlibrary_name: timm\npipeline_tag: image-classification\n{named}tags:\n- timm\n---\n"
+    )
+    return head + "\n".join([f"# {row.run}", "", *_facts(row, recipe, license), "", *_use(row)])
+
+
+def _facts(row: Row, recipe: Recipe, license: str) -> list[str]:
+    score = "none: the training diverged"
+    if row.top1_pct is not None:
+        score = f"top-1 {row.top1_pct:.2f} %"
+        if row.top5_pct is not None:
+            score += f", top-5 {row.top5_pct:.2f} %"
+        score += f" of {row.num_val_images:,} images of its split `{row.split}`"
+    commit = "" if row.commit is None else f", commit `{row.commit[:12]}`"
+    facts = {
+        "Model": f"`{row.model}`, {row.num_params / 1e6:.2f} million weights",
+        "Score": score,
+        "Data": f"`{row.data}` (fingerprint `{row.data_fingerprint[:12]}`)",
+        "Recipe": f"{row.recipe}.v{row.version}: {recipe.title} ({recipe.source})",
+        "Training": f"{row.epochs} epochs, {row.steps:,} steps of {row.batch_images} images, seed"
+        f" {row.seed}; {row.precision} on {row.device}",
+        "Program": f"rsb {row.versions.get('trainer', '')}, torch {row.versions.get('torch', '')}"
+        f"{commit}{', changed' if row.dirty else ''}; weights `{row.weights_sha256}`",
+        "Licence": license or "to be named by whoever publishes it; that of its data may apply",
+    }
+    lines = [f"- {name}: {text}" for name, text in facts.items()]
+    if not row.deviations:
+        return [*lines, "- Deviations from the recipe: none"]
+    table = [
+        "",
+        "Deviations from the recipe:",
+        "",
+        "| value | recipe | here | by |",
+        "|---|---|---|---|",
+    ]
+    return lines + table + [
+        f"| `{one.path}` | {one.before} | {one.after} | {one.origin} |".replace("\n", " ")
+        for one in row.deviations
+    ]  # fmt: skip
+
+
+def _use(row: Row) -> list[str]:
+    return [
+        "```python",
+        "import trainer  # for any model, also one whose parts the recipe replaced",
+        'model = trainer.load_run("<this folder>").model',
+        "",
+        "import timm  # where config.json names a model of timm's",
+        'model = timm.create_model("local-dir:<this folder>", pretrained=True)',
+        "```",
+        "",
+    ]
