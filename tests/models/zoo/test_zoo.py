@@ -196,6 +196,13 @@ def test_images_of_another_size_are_refused_where_positions_do_not_fit(name):
     with pytest.raises(ValueError, match=f"img_size={own}"):
         timm.create_model(name)(images(own + 32))
     assert timm.create_model(name, img_size=own + 32)(images(own + 32)).isfinite().all()
+    torch.manual_seed(0)
+    free = timm.create_model(name, dynamic_img_size=True).eval()
+    bound = timm.create_model(name).eval()
+    bound.load_state_dict(free.state_dict())
+    with torch.no_grad():
+        assert torch.equal(free(images(own)), bound(images(own)))
+        assert free(images(own + 32)).isfinite().all()
 
 
 @pytest.mark.parametrize("name", ["cct_2_3x2_32", "pvt_tiny", "cvt_13", "shufflenet_v1_g3_050"])

@@ -73,9 +73,10 @@ class ConvLayer(nn.Module):
 
 
 class CCT(ZooModel):
-    """img_size: the side of images, which learned and fixed positions depend on. sine: fixed
-    positions, which do not train. attn_drop_rate: 0.1 in the authors' models. They train with a
-    drop_path_rate of 0.1. Tokens are pooled with learned weights, without a class token.
+    """img_size: the side of images, which learned and fixed positions depend on; dynamic_img_size:
+    they are interpolated for others. sine: fixed positions, which do not train. attn_drop_rate: 0.1
+    in the authors' models; they train with a drop_path_rate of 0.1. Tokens are pooled with learned
+    weights, without a class token.
     """
 
     def __init__(
@@ -90,12 +91,14 @@ class CCT(ZooModel):
         kernel_size: int = 3,
         num_convs: int = 1,
         sine: bool = False,
+        dynamic_img_size: bool = False,
         drop_rate: float = 0.0,
         attn_drop_rate: float = 0.1,
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__(in_chans, embed_dim, drop_rate)
         self.img_size = to_2tuple(img_size)
+        self.dynamic_img_size = dynamic_img_size
         widths = [in_chans] + [64] * (num_convs - 1) + [embed_dim]
         layers = [ConvLayer(before, after, kernel_size) for before, after in pairwise(widths)]
         self.tokenizer = nn.Sequential(*layers)
@@ -123,9 +126,13 @@ class CCT(ZooModel):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Tokens [B, N, C] after the last norm."""
-        check_size((x.shape[2], x.shape[3]), self.img_size)
-        x = self.tokenizer(x).flatten(2).transpose(1, 2)
-        return self.norm(self.blocks(x + self.pos_embed))
+        if not self.dynamic_img_size:
+            check_size((x.shape[2], x.shape[3]), self.img_size)
+        x = self.tokenizer(x)
+        grid, positions = (x.shape[2], x.shape[3]), self.pos_embed
+        if grid != self.grid:
+            positions = resample_abs_pos_embed(positions, list(grid), list(self.grid), 0)
+        return self.norm(self.blocks(x.flatten(2).transpose(1, 2) + positions))
 
     def pool(self, x: Tensor) -> Tensor:
         weights = self.attention_pool(x).softmax(dim=1)

@@ -139,7 +139,8 @@ def _split_size(size: tuple[int, int], kernel: int, stride: int, padding: int) -
 
 
 class T2TViT(ZooModel):
-    """img_size: the side of images, which the fixed positions depend on. They and the Performers'
+    """img_size: the side of images, which the fixed positions depend on; dynamic_img_size: they are
+    computed anew for others. They and the Performers'
     features are weights that do not train. They train with a drop_path_rate of 0.1.
     """
 
@@ -153,11 +154,13 @@ class T2TViT(ZooModel):
         num_heads: int = 4,
         mlp_ratio: float = 2.0,
         tokens: Literal["performer", "transformer"] = "performer",
+        dynamic_img_size: bool = False,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__(in_chans, embed_dim, drop_rate)
         self.num_heads = num_heads
+        self.dynamic_img_size = dynamic_img_size
         size = self.img_size = to_2tuple(img_size)
         for split in _SPLITS:
             size = _split_size(size, *split)
@@ -187,10 +190,14 @@ class T2TViT(ZooModel):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Tokens [B, 1 + N, C] after the last norm, the class token's first."""
-        check_size((x.shape[2], x.shape[3]), self.img_size)
+        if not self.dynamic_img_size:
+            check_size((x.shape[2], x.shape[3]), self.img_size)
         x = self.tokens(x)
         x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1)
-        return self.norm(self.blocks(x + self.pos_embed))
+        positions = self.pos_embed
+        if x.shape[1] != positions.shape[1]:
+            positions = sinusoid_positions(x.shape[1], x.shape[2]).to(positions)
+        return self.norm(self.blocks(x + positions))
 
     def pool(self, x: Tensor) -> Tensor:
         return x[:, 0]
