@@ -194,7 +194,7 @@ class T2TViT(ZooModel):
             check_size((x.shape[2], x.shape[3]), self.img_size)
         x = self.tokens(x)
         x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1)
-        positions = self.pos_embed
+        positions: Tensor = self.pos_embed
         if x.shape[1] != positions.shape[1]:
             positions = sinusoid_positions(x.shape[1], x.shape[2]).to(positions)
         return self.norm(self.blocks(x + positions))
