@@ -6,7 +6,7 @@ below.
 
     base          errors, names, streams of random numbers, statistics, the terminal, the machine
     models        timm models with a recipe's options: edit/ finds and replaces parts, parts/ are
-                  what is put in
+                  what is put in; zoo/ has models that timm lacks
     components    losses, optimizers, schedules, augmentation (pixels/), mixing, averaging: one
                   small frozen class each
     recipe        a recipe: its schema, reading it, overrides, data profiles, the plan that follows,

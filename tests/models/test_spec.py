@@ -27,7 +27,7 @@ from support.parts import (
 from support.plans import small_plan
 from trainer.models.build import assemble
 from trainer.models.edit.replacement import Part, ReplacementError, counted
-from trainer.models.parts import bodies
+from trainer.models.parts import bodies, fusion
 from trainer.models.spec import PARTS, Model
 from trainer.recipe import check
 from trainer.recipe.tree import plain
@@ -216,9 +216,30 @@ OURS = [layer for name in sorted(LAYER_MODULES) for layer in layers_in(name)]
 FEATURES = (4, 4, 2, 3)
 FORM = bodies.BlockForm("bottleneck", 3, "all", "all", nn.BatchNorm2d, nn.SiLU, True)
 
+
+class Joined(nn.Module):
+    """A fusion of features with a multiple of themselves."""
+
+    def __init__(self, fusion):
+        super().__init__()
+        self.fusion = fusion
+
+    def forward(self, x):
+        return self.fusion(x, 3 * x)
+
+
+def fused(block):
+    block.fusion = fusion.AttentionalFusion(4, 1, is_iterative=True)
+    return block
+
+
 # How to make one of each, and the shape that it is given.
 LAYERS = {
     "LearnedSwish": (lambda kind: kind(1.3), FEATURES),
+    "Gate": (lambda kind: kind(2, 1), (2, 2, 2, 2)),
+    "AttentionalFusion": (lambda kind: Joined(kind(2, 1, is_iterative=True)), (2, 2, 2, 2)),
+    "FusedBasicBlock": (lambda kind: fused(kind(4, 4)), (2, 4, 2, 2)),
+    "FusedBottleneck": (lambda kind: fused(kind(4, 1)), (2, 4, 2, 2)),
     "BottleneckAttention": (lambda kind: kind(2, 1, 1, 1), (2, 2, 3, 3)),
     "StagedBlock": (lambda kind: kind(FORM, 2, 1, 1, 0.0), (2, 2, 3, 3)),
     "Stage": (lambda kind: kind(nn.Conv2d(4, 2, 1)), FEATURES),

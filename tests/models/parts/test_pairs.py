@@ -17,13 +17,20 @@ pytestmark = pytest.mark.drill  # minutes in all: `make drill`
 KEYS = (*PARTS, "layer_scale")
 BY_KEY = {key: [case for case in CASES if case[0] == key] for key in KEYS}
 RESNET, CONVNEXT = FAMILIES
-OWN_FAMILY = {"body": RESNET, "isotropic": CONVNEXT, "convolution": RESNET, "blur_pool": RESNET}
+OWN_FAMILY = {
+    "body": RESNET,
+    "isotropic": CONVNEXT,
+    "convolution": RESNET,
+    "blur_pool": RESNET,
+    "fusion": RESNET,
+}
 
 # What two parts may not go together for; anything else has to be looked at by a person.
 REASONS = (
     "is not a timm ResNet", "has no stride;", "has no 3x3 convolution",
     "has no strided convolution", "has no convolution to standardize", "the model has 1 stages",
-    "lost under model.isotropic", "already has this stem",
+    "lost under model.isotropic", "already has this stem", "addition cannot be replaced",
+    "are ReLU already",
 )  # fmt: skip
 
 

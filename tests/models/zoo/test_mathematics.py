@@ -1,6 +1,7 @@
 """What is odd in each model is as its authors have it: against plain loops in float64."""
 
 import math
+import sys
 
 import pytest
 import timm
@@ -26,6 +27,11 @@ from trainer.models.zoo.t2t_vit import T2TViT, TokenPerformer, TokenTransformer
 def tiny_t2t(pretrained=False, **options):
     shape = {"img_size": 32, "embed_dim": 32, "depth": 2, "num_heads": 2}
     return build_model_with_cfg(T2TViT, "tiny_t2t", pretrained, **shape | options)
+
+
+def filter_of(model):
+    """The map of names in the module of a model's class, where timm has its own."""
+    return sys.modules[type(model).__module__].checkpoint_filter_fn
 
 
 def random(*shape, seed=0):
@@ -297,10 +303,8 @@ OFFICIAL = {
 
 @pytest.mark.parametrize("name", OFFICIAL)
 def test_the_names_of_the_authors_weights_become_ours(name):
-    import sys
-
     model = timm.create_model(name)
-    convert = sys.modules[type(model).__module__].checkpoint_filter_fn
+    convert = filter_of(model)
     names = list(OFFICIAL[name])
     given = {each: torch.full((768, 256), float(i)) for i, each in enumerate(names)}
     if "classifier.positional_emb" in given:
@@ -311,38 +315,32 @@ def test_the_names_of_the_authors_weights_become_ours(name):
 
 def test_the_authors_cct_keeps_its_two_norms_apart():
     model = timm.create_model("cct_2_3x2_32")
-    from trainer.models.zoo.cct import checkpoint_filter_fn
-
     theirs = {"classifier.fc.weight": torch.zeros(1)}
     theirs |= {"classifier.blocks.0.pre_norm.weight": torch.ones(1)}
     theirs |= {"classifier.blocks.0.norm1.weight": torch.full((1,), 2.0)}
-    found = checkpoint_filter_fn(theirs, model)
+    found = filter_of(model)(theirs, model)
     assert found["blocks.0.norm1.weight"] == 1 and found["blocks.0.norm2.weight"] == 2
 
 
 def test_the_authors_t2t_attends_by_the_whole_width():
     """Their weights, scaled by 256 ** -0.5, give the same logits q.k here, at 64 ** -0.5."""
-    from trainer.models.zoo.t2t_vit import checkpoint_filter_fn
-
     model = timm.create_model("t2t_vit_7")
     theirs = {
         name.replace("tokens.", "tokens_to_token."): tensor
         for name, tensor in model.state_dict().items()
     }
-    ours = checkpoint_filter_fn(theirs, model)["blocks.3.attn.qkv.weight"]
+    ours = filter_of(model)(theirs, model)["blocks.3.attn.qkv.weight"]
     before = theirs["blocks.3.attn.qkv.weight"]
     torch.testing.assert_close(ours[:256] * 64**-0.5, before[:256] * 256**-0.5)
     assert torch.equal(ours[256:], before[256:])
 
 
 def test_positions_of_another_size_are_resized():
-    from trainer.models.zoo.cct import checkpoint_filter_fn
-
     source, larger = (
         timm.create_model("cct_2_3x2_32"),
         timm.create_model("cct_2_3x2_32", img_size=64),
     )
-    found = checkpoint_filter_fn(source.state_dict(), larger)
+    found = filter_of(larger)(source.state_dict(), larger)
     larger.load_state_dict(found)
     assert nn.functional.cosine_similarity(
         larger.pos_embed.mean(1), source.pos_embed.mean(1)

@@ -11,8 +11,14 @@ import torch
 from torch import nn
 
 from support.plans import small_plan
+from trainer.base.errors import PlanError
+from trainer.base.settings import make_settings
+from trainer.data.dataset import open_data
+from trainer.engine.state import TrainingState
+from trainer.engine.train import optimizer_step
 from trainer.models import zoo
-from trainer.models.build import build_model, create_model, gmacs, num_parameters, takes_option
+from trainer.models.build import create_model, gmacs, num_parameters, takes_option
+from trainer.runs.export import export_model, is_timms
 
 # Weights and billions of multiply-adds at the model's own image size and classes, counted by running
 # the authors' code: SHI-Labs/Compact-Transformers, microsoft/CvT (f851e68), whai362/PVT,
@@ -187,30 +193,36 @@ def test_cvt_drops_branches_in_its_last_stage_alone():
 @pytest.mark.parametrize("name", ["cct_2_3x2_32", "t2t_vit_7"])
 def test_images_of_another_size_are_refused_where_positions_do_not_fit(name):
     own = timm.create_model(name).default_cfg["input_size"][-1]
-    with pytest.raises(ValueError, match=f"img_size={own + 32}"):
+    with pytest.raises(ValueError, match=f"img_size={own}"):
         timm.create_model(name)(images(own + 32))
     assert timm.create_model(name, img_size=own + 32)(images(own + 32)).isfinite().all()
+    torch.manual_seed(0)
+    free = timm.create_model(name, dynamic_img_size=True).eval()
+    bound = timm.create_model(name).eval()
+    bound.load_state_dict(free.state_dict())
+    with torch.no_grad():
+        assert torch.equal(free(images(own)), bound(images(own)))
+        assert free(images(own + 32)).isfinite().all()
 
 
 @pytest.mark.parametrize("name", ["cct_2_3x2_32", "pvt_tiny", "cvt_13", "shufflenet_v1_g3_050"])
 def test_a_recipe_trains_it_and_timm_opens_what_is_exported(name, tmp_path):
-    from types import SimpleNamespace
-
-    from trainer.runs.export import export_model, is_timms
-
-    plan = small_plan("A2", model=name, overrides="drop_path=null")
-    model = build_model(plan)
-    state = SimpleNamespace(weights=lambda: {"model": model}, scored="model")
+    plan = small_plan("A2", name, "drop_path=null repeats=null batch.images=8 batch.norm_images=8")
+    settings = make_settings("cpu", workers="0")
+    state = TrainingState(plan, settings)
+    before = state.model.head.weight.detach().clone()
+    stream = open_data(plan.profile, None).train_stream(plan, settings, 0)
+    assert optimizer_step(state, stream, 0).isfinite()
+    assert not torch.equal(state.model.head.weight, before)
     export_model(tmp_path, plan, state, tuple("0123456789"))
     assert is_timms(plan)
     opened = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    scored = state.weights()[state.scored].eval()
     with torch.no_grad():
-        assert torch.equal(opened(images(32)), model.eval()(images(32)))
+        assert torch.equal(opened(images()), scored(images()))
 
 
 def test_models_without_an_option_say_which_line_of_the_recipe_to_leave_out():
-    from trainer.base.errors import PlanError
-
     with pytest.raises(PlanError, match=r'set="drop_path=null"'):
         create_model("shufflenet_v1_g3_100", 10, 3, {"drop_path_rate": 0.1})
 

@@ -139,12 +139,16 @@ def _fused(block: Any, branch: Tensor, x: Tensor) -> Tensor:
 
 
 class FusedBasicBlock(BasicBlock):
+    aa: nn.Module
+
     def forward(self, x: Tensor) -> Tensor:
         branch = self.aa(self.act1(self.drop_block(self.bn1(self.conv1(x)))))
         return self.act2(_fused(self, self.bn2(self.conv2(branch)), x))
 
 
 class FusedBottleneck(Bottleneck):
+    aa: nn.Module
+
     def forward(self, x: Tensor) -> Tensor:
         branch = self.act1(self.bn1(self.conv1(x)))
         branch = self.aa(self.act2(self.drop_block(self.bn2(self.conv2(branch)))))

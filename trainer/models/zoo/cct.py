@@ -13,7 +13,6 @@ from timm.layers import (
     Attention,
     DropPath,
     Mlp,
-    calculate_drop_path_rates,
     resample_abs_pos_embed,
     to_2tuple,
     trunc_normal_,
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from trainer.models.zoo.common import (
     ZooModel,
     check_size,
+    drop_path_rates,
     image_facts,
     init_linear,
     register_variants,
@@ -57,8 +57,8 @@ class ConvLayer(nn.Module):
 
     def __init__(self, in_chans: int, width: int, kernel: int) -> None:
         super().__init__()
-        stride = max(1, kernel // 2 - 1)
-        self.conv = nn.Conv2d(in_chans, width, kernel, stride, kernel // 2, bias=False)
+        self.kernel, self.stride = kernel, max(1, kernel // 2 - 1)
+        self.conv = nn.Conv2d(in_chans, width, kernel, self.stride, kernel // 2, bias=False)
         self.act = nn.ReLU()
         self.pool = nn.MaxPool2d(3, 2, 1)
         nn.init.kaiming_normal_(self.conv.weight)
@@ -68,15 +68,15 @@ class ConvLayer(nn.Module):
 
     def output_px(self, px: int) -> int:
         """The side of its output for images of px."""
-        conv = self.conv
-        after = (px + 2 * conv.padding[0] - conv.kernel_size[0]) // conv.stride[0] + 1
+        after = (px + 2 * (self.kernel // 2) - self.kernel) // self.stride + 1
         return (after - 1) // 2 + 1
 
 
 class CCT(ZooModel):
-    """img_size: the side of images, which learned and fixed positions depend on. sine: fixed
-    positions, which do not train. attn_drop_rate: 0.1 in the authors' models. They train with a
-    drop_path_rate of 0.1. Tokens are pooled with learned weights, without a class token.
+    """img_size: the side of images, which learned and fixed positions depend on; dynamic_img_size:
+    they are interpolated for others. sine: fixed positions, which do not train. attn_drop_rate: 0.1
+    in the authors' models; they train with a drop_path_rate of 0.1. Tokens are pooled with learned
+    weights, without a class token.
     """
 
     def __init__(
@@ -91,12 +91,14 @@ class CCT(ZooModel):
         kernel_size: int = 3,
         num_convs: int = 1,
         sine: bool = False,
+        dynamic_img_size: bool = False,
         drop_rate: float = 0.0,
         attn_drop_rate: float = 0.1,
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__(in_chans, embed_dim, drop_rate)
         self.img_size = to_2tuple(img_size)
+        self.dynamic_img_size = dynamic_img_size
         widths = [in_chans] + [64] * (num_convs - 1) + [embed_dim]
         layers = [ConvLayer(before, after, kernel_size) for before, after in pairwise(widths)]
         self.tokenizer = nn.Sequential(*layers)
@@ -105,7 +107,7 @@ class CCT(ZooModel):
             self.grid = (layer.output_px(self.grid[0]), layer.output_px(self.grid[1]))
         positions = sinusoid_positions(self.grid[0] * self.grid[1], embed_dim)
         self.pos_embed = nn.Parameter(positions, requires_grad=not sine)
-        rates = calculate_drop_path_rates(drop_path_rate, depth)
+        rates = drop_path_rates(drop_path_rate, depth)
         self.blocks = nn.Sequential(
             *(CctBlock(embed_dim, num_heads, mlp_ratio, attn_drop_rate, rate) for rate in rates)
         )
@@ -124,9 +126,13 @@ class CCT(ZooModel):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Tokens [B, N, C] after the last norm."""
-        check_size((x.shape[2], x.shape[3]), self.img_size)
-        x = self.tokenizer(x).flatten(2).transpose(1, 2)
-        return self.norm(self.blocks(x + self.pos_embed))
+        if not self.dynamic_img_size:
+            check_size((x.shape[2], x.shape[3]), self.img_size)
+        x = self.tokenizer(x)
+        grid, positions = (x.shape[2], x.shape[3]), self.pos_embed
+        if grid != self.grid:
+            positions = resample_abs_pos_embed(positions, list(grid), list(self.grid), 0)
+        return self.norm(self.blocks(x.flatten(2).transpose(1, 2) + positions))
 
     def pool(self, x: Tensor) -> Tensor:
         weights = self.attention_pool(x).softmax(dim=1)
@@ -171,11 +177,11 @@ _SIZES: dict[int, dict[str, Any]] = {
     7: {"depth": 7, "num_heads": 4, "mlp_ratio": 2.0, "embed_dim": 256},
     14: {"depth": 14, "num_heads": 6, "mlp_ratio": 3.0, "embed_dim": 384},
 }
-_CIFAR = {  # CIFAR-10's, as in the authors' configs/datasets/cifar10.yml
+_CIFAR: dict[str, Any] = {  # CIFAR-10's, as in the authors' configs/datasets/cifar10.yml
     "num_classes": 10, "crop_pct": 1.0,
     "mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616),
 }  # fmt: skip
-_FLOWERS = {  # Flowers-102's, as in configs/datasets/flowers102.yml
+_FLOWERS: dict[str, Any] = {  # Flowers-102's, as in configs/datasets/flowers102.yml
     "num_classes": 102, "crop_pct": 1.0,
     "mean": (0.4353, 0.3773, 0.2872), "std": (0.2966, 0.2455, 0.2698),
 }  # fmt: skip

@@ -109,6 +109,11 @@ def init_linear(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
+def drop_path_rates(last: float, num_blocks: int) -> list[float]:
+    """A rate for each block, rising from 0 to `last` in equal steps."""
+    return [last * i / max(num_blocks - 1, 1) for i in range(num_blocks)]
+
+
 def sinusoid_positions(num_positions: int, width: int) -> Tensor:
     """Fixed positions [1, num_positions, width]: channels 2i and 2i + 1 are sine and cosine of
     position / 10000 ** (2i / width).
@@ -126,6 +131,6 @@ def check_size(given: tuple[int, int], expected: tuple[int, int]) -> None:
     """Raises ValueError for images of another size than the position embeddings are for."""
     if given != expected:
         raise ValueError(
-            f"images of {given[0]}x{given[1]} px, position embeddings for "
-            f"{expected[0]}x{expected[1]}: build the model with img_size={given[0]}"
+            f"its position embeddings are for images of {expected[0]}x{expected[1]} px "
+            f"(img_size={expected[0]}), not {given[0]}x{given[1]}"
         )

@@ -18,12 +18,17 @@ from timm.layers import (
     LayerNormFp32,
     Mlp,
     QuickGELU,
-    calculate_drop_path_rates,
     trunc_normal_,
 )
 from torch import Tensor, nn
 
-from trainer.models.zoo.common import ZooModel, image_facts, init_linear, register_variants
+from trainer.models.zoo.common import (
+    ZooModel,
+    drop_path_rates,
+    image_facts,
+    init_linear,
+    register_variants,
+)
 
 
 def _norm(dim: int) -> nn.LayerNorm:
@@ -154,7 +159,7 @@ class CvT(ZooModel):
         stages, width, last = [], in_chans, len(depths) - 1
         for i, dim in enumerate(embed_dims):
             embed = ConvEmbed(width, dim, *((3, 2, 1) if i else (7, 4, 2)))
-            rates = calculate_drop_path_rates(drop_path_rate if i == last else 0.0, depths[i])
+            rates = drop_path_rates(drop_path_rate if i == last else 0.0, depths[i])
             stages.append(CvtStage(embed, dim, num_heads[i], rates, has_class=i == last))
             width = dim
         self.stages = nn.ModuleList(stages)
@@ -190,7 +195,7 @@ def checkpoint_filter_fn(weights: dict[str, Tensor], model: nn.Module) -> dict[s
     return {re.sub(r"^stage(\d+)\.", r"stages.\1.", name): weights[name] for name in weights}
 
 
-_FACTS = {"first_conv": "stages.0.patch_embed.proj", "crop_pct": 0.875}
+_FACTS: dict[str, Any] = {"first_conv": "stages.0.patch_embed.proj", "crop_pct": 0.875}
 register_variants(
     CvT,
     {

@@ -11,11 +11,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, Mlp, calculate_drop_path_rates, to_2tuple, trunc_normal_
+from timm.layers import DropPath, Mlp, to_2tuple, trunc_normal_
 from timm.models.pvt_v2 import Attention
 from torch import Tensor, nn
 
-from trainer.models.zoo.common import ZooModel, image_facts, init_linear, register_variants
+from trainer.models.zoo.common import (
+    ZooModel,
+    drop_path_rates,
+    image_facts,
+    init_linear,
+    register_variants,
+)
 
 
 class PvtBlock(nn.Module):
@@ -108,7 +114,7 @@ class PVT(ZooModel):
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__(in_chans, embed_dims[-1], drop_rate)
-        rates = iter(calculate_drop_path_rates(drop_path_rate, sum(depths)))
+        rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
         height, wide = to_2tuple(img_size)
         stages, width = [], in_chans
         for i, dim in enumerate(embed_dims):

@@ -12,13 +12,14 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Mlp, calculate_drop_path_rates, to_2tuple, trunc_normal_
+from timm.layers import Mlp, to_2tuple, trunc_normal_
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from trainer.models.zoo.common import (
     ZooModel,
     check_size,
+    drop_path_rates,
     image_facts,
     init_linear,
     register_variants,
@@ -138,7 +139,8 @@ def _split_size(size: tuple[int, int], kernel: int, stride: int, padding: int) -
 
 
 class T2TViT(ZooModel):
-    """img_size: the side of images, which the fixed positions depend on. They and the Performers'
+    """img_size: the side of images, which the fixed positions depend on; dynamic_img_size: they are
+    computed anew for others. They and the Performers'
     features are weights that do not train. They train with a drop_path_rate of 0.1.
     """
 
@@ -152,10 +154,13 @@ class T2TViT(ZooModel):
         num_heads: int = 4,
         mlp_ratio: float = 2.0,
         tokens: Literal["performer", "transformer"] = "performer",
+        dynamic_img_size: bool = False,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__(in_chans, embed_dim, drop_rate)
+        self.num_heads = num_heads
+        self.dynamic_img_size = dynamic_img_size
         size = self.img_size = to_2tuple(img_size)
         for split in _SPLITS:
             size = _split_size(size, *split)
@@ -166,7 +171,7 @@ class T2TViT(ZooModel):
         self.blocks = nn.Sequential(
             *(
                 Block(embed_dim, num_heads, mlp_ratio, drop_path=rate, norm_layer=nn.LayerNorm)
-                for rate in calculate_drop_path_rates(drop_path_rate, depth)
+                for rate in drop_path_rates(drop_path_rate, depth)
             )
         )
         self.norm = nn.LayerNorm(embed_dim)
@@ -185,10 +190,14 @@ class T2TViT(ZooModel):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Tokens [B, 1 + N, C] after the last norm, the class token's first."""
-        check_size((x.shape[2], x.shape[3]), self.img_size)
+        if not self.dynamic_img_size:
+            check_size((x.shape[2], x.shape[3]), self.img_size)
         x = self.tokens(x)
         x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1)
-        return self.norm(self.blocks(x + self.pos_embed))
+        positions: Tensor = self.pos_embed
+        if x.shape[1] != positions.shape[1]:
+            positions = sinusoid_positions(x.shape[1], x.shape[2]).to(positions)
+        return self.norm(self.blocks(x + positions))
 
     def pool(self, x: Tensor) -> Tensor:
         return x[:, 0]
@@ -206,10 +215,10 @@ def checkpoint_filter_fn(weights: dict[str, Tensor], model: nn.Module) -> dict[s
     assert isinstance(model, T2TViT)
     if any(name.startswith(_THEIRS) for name in weights):
         weights = {name.replace(_THEIRS, "tokens."): each for name, each in weights.items()}
-        for number, block in enumerate(model.blocks):
+        for number in range(len(model.blocks)):
             name = f"blocks.{number}.attn.qkv.weight"
             qkv = weights[name].clone()
-            qkv[: len(qkv) // 3] *= block.attn.num_heads**-0.5
+            qkv[: len(qkv) // 3] *= model.num_heads**-0.5
             weights[name] = qkv
     return weights | {"pos_embed": model.pos_embed.detach().clone()}
 
