@@ -25,7 +25,6 @@ _STATUSES = {
     "stopped": "KILLED",
     "failed": "FAILED",
 }
-_KIND = "mlflow.experimentKind"  # which of the page's two faces is shown first
 _MOST_PARAMS = 100  # in one call
 _LONGEST_PARAM = 6000
 
@@ -71,9 +70,7 @@ class Mlflow(PackageTracker):
         experiment = (
             found.experiment_id
             if found
-            else self._client.create_experiment(
-                name, artifacts.as_uri() if artifacts else None, {_KIND: "custom_model_development"}
-            )
+            else self._client.create_experiment(name, artifacts.as_uri() if artifacts else None)
         )
         groups = {"ablation": about.ablation, "cell": about.cell}
         tags = {name: value for name, value in groups.items() if value}
