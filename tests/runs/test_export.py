@@ -84,7 +84,9 @@ def test_the_counts_of_an_unchanged_model_are_timms(model):
     sizes = "image.train_px=64 image.test_px=64"
     ours = build_model(small_plan("torchvision-v1", model=model, overrides=sizes))
     with torch.device("meta"):
-        theirs = timm.create_model(model, num_classes=10).eval()
+        is_of_one_size = timm.get_pretrained_cfg(model).fixed_input_size
+        size = {"img_size": 64} if is_of_one_size else {}
+        theirs = timm.create_model(model, num_classes=10, **size).eval()
         images = torch.zeros(1, 3, 64, 64)
     with FlopCounterMode(display=False) as counter:
         theirs(images)

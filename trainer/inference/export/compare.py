@@ -83,7 +83,7 @@ def as_exported(classifier: Classifier) -> nn.Module:
 
 def ran_by(classifier: Classifier, engine: Engine) -> Classifier:
     """The same classifier with its logits from an exported file."""
-    number = len(classifier.classes) or classifier.model.num_classes
+    number = len(classifier.classes) or num_logits(classifier.model)
     return replace(classifier, model=_Ran(engine, number), test_flip=False)
 
 

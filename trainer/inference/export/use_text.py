@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from trainer.components.crops import evaluation_size
-from trainer.inference.classifier import Classifier
+from trainer.inference.classifier import Classifier, num_logits
 from trainer.inference.export.formats import INPUT, OUTPUT, Format
 
 _SCRIPT = '''\
@@ -60,7 +60,7 @@ def preprocessing(classifier: Classifier, form: Format, file: str) -> dict[str, 
     """The facts of preprocessing.json: the shorter side is resized to resize_px, the middle square
     of size_px is kept; then (pixels / 255 - mean) / std of each channel.
     """
-    image, number = classifier.image, len(classifier.classes) or classifier.model.num_classes
+    image, number = classifier.image, len(classifier.classes) or num_logits(classifier.model)
     return {
         "file": file,
         "format": form.name,
