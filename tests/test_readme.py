@@ -3,6 +3,7 @@ own.
 """
 
 import importlib.util
+import json
 import re
 import shlex
 import subprocess
@@ -11,9 +12,15 @@ from pathlib import Path
 
 import pytest
 import typer
+import yaml
+from pydantic import TypeAdapter
 
+from trainer.base.component import registered
 from trainer.cli.main import app
 from trainer.cli.words import options_of
+from trainer.components.augment import Augmentation
+from trainer.components.mixing import Mixing
+from trainer.components.schedules import Schedule
 from trainer.recipe.explain import recipes_table
 from trainer.recipe.load import parse_recipe
 from trainer.recipe.profiles import Profile
@@ -132,6 +139,19 @@ def test_the_recipe_shown_is_the_recipe():
     name = re.search(r"^name: (\w+)$", shown, re.M)[1]
     text = (ROOT / "recipes" / f"{name}.v1.yaml").read_text()
     assert text.startswith(shown.rstrip().removesuffix("# ...").rstrip())
+
+
+def test_the_recipes_page_has_a_line_of_every_schedule_augmentation_and_mix():
+    shown = next(
+        block for block in code_blocks("recipes/README.md", "yaml") if "lr.schedule:" in block
+    )
+    lines = yaml.safe_load(shown)
+    kinds = {"lr.schedule": Schedule, "augment": Augmentation, "mix": Mixing}
+    assert lines.keys() == kinds.keys()
+    for key, kind in kinds.items():
+        parts = [TypeAdapter(kind).validate_json(json.dumps(line)) for line in lines[key]]
+        ours = {type(part) for part in parts}
+        assert ours == {one for one in registered(kind) if one.__module__.startswith("trainer.")}
 
 
 def test_the_profile_shown_loads():

@@ -9,7 +9,7 @@ import torch
 from timm.utils.agc import adaptive_clip_grad
 from torch import nn
 
-from trainer.components.clipping import clip_adaptively
+from trainer.components.clipping import clip_adaptively, clip_values
 
 
 def with_gradients(model, size):
@@ -21,6 +21,21 @@ def with_gradients(model, size):
             * torch.rand(1, generator=generator)
         )
     return model
+
+
+@pytest.mark.parametrize("most", [1e-4, 0.1, 100.0])
+def test_values_are_cut_as_torch_cuts_them(most):
+    model = timm.create_model("test_resnet", num_classes=7)
+    other = with_gradients(copy.deepcopy(model), 1.0)
+    for ours, theirs in zip(
+        with_gradients(model, 1.0).parameters(), other.parameters(), strict=True
+    ):
+        ours.grad = theirs.grad.clone()
+    next(model.parameters()).grad = next(other.parameters()).grad = None
+    clip_values(model.parameters(), most)
+    nn.utils.clip_grad_value_(other.parameters(), most)
+    for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
+        assert (ours.grad is None and theirs.grad is None) or torch.equal(ours.grad, theirs.grad)
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_convnext"])

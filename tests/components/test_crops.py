@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy.stats import chi2_contingency, ks_2samp
+from scipy.stats import binomtest, chi2_contingency, ks_2samp
 from sklearn.datasets import load_sample_image
 from timm.data.transforms_factory import transforms_imagenet_eval
+from torchvision.transforms import CenterCrop, Compose, RandomCrop
+from torchvision.transforms import InterpolationMode as Mode
 from torchvision.transforms import RandomResizedCrop as Reference
+from torchvision.transforms import Resize as TorchvisionsResize
 
 from support.draws import make_ids
 from trainer.base.streams import uniforms
@@ -17,9 +20,11 @@ from trainer.components.crops import (
     Flip,
     InceptionCrop,
     RandomResizedCrop,
+    Resize,
     evaluation_geometry,
     evaluation_size,
 )
+from trainer.data.decode import RESAMPLING, train_square
 
 AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
 NUM_DRAWS = 3000
@@ -180,3 +185,58 @@ def test_the_inception_crop_shows_less_of_an_image_than_an_even_area_does():
     even = other.draw(1, make_ids(20_000), np.full(20_000, 375), np.full(20_000, 500))[0]
     means = [(box[:, 2] * box[:, 3]).mean() / (375 * 500) for box in (boxes, even)]
     assert means == pytest.approx([0.344, 0.414], abs=0.005)
+
+
+def resized(photo, part, px, interpolation="bicubic"):
+    """A photo as the loader makes it, and the box."""
+    crop = Resize(part=part, interpolation=interpolation)
+    boxes, is_bicubic = crop.draw(0, make_ids(1), np.array([photo.height]), np.array([photo.width]))
+    assert is_bicubic.tolist() == [interpolation == "bicubic"]
+    square = train_square(photo, boxes[0].tolist(), RESAMPLING[interpolation], px)
+    return square.transpose(1, 2, 0), boxes[0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("interpolation", "mode"), [("bicubic", Mode.BICUBIC), ("bilinear", Mode.BILINEAR)]
+)
+def test_resized_images_equal_torchvisions(interpolation, mode):
+    photo = Image.fromarray(load_sample_image("china.jpg"))  # 427 x 640
+    found, _ = resized(photo, "whole", 96, interpolation)
+    expected = TorchvisionsResize((96, 96), mode)(photo)
+    assert np.array_equal(found, np.asarray(expected))
+    square = photo.crop((10, 20, 410, 420))
+    found, _ = resized(square, "center", 96, interpolation)
+    whole = Compose([TorchvisionsResize(96, mode), CenterCrop(96)])
+    assert np.array_equal(found, np.asarray(whole(square)))
+    # of another shape the source cuts at a pixel of what it has resized
+    found, box = resized(photo, "center", 96, interpolation)
+    expected = np.asarray(whole(photo)).astype(int)
+    assert box == [0, 106, 427, 427]
+    assert np.abs(found.astype(int) - expected).mean() < 6
+
+
+def test_small_images_of_the_training_size_stay_as_they_are():
+    photo = Image.fromarray(load_sample_image("china.jpg")).crop((0, 0, 32, 32))
+    for part in ("whole", "center", "random"):
+        assert np.array_equal(resized(photo, part, 32)[0], np.asarray(photo))
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 41), (41, 32)])
+def test_random_squares_are_as_frequent_as_torchvisions(height, width):
+    sides = np.full(4000, height), np.full(4000, width)
+    boxes = Resize(part="random", interpolation="bilinear").draw(0, make_ids(4000), *sides)[0]
+    assert (boxes[:, 2:] == 32).all() and not boxes[:, int(height < width) ^ 1].any()
+    torch.manual_seed(0)
+    image = torch.zeros(3, height, width)
+    theirs = [RandomCrop.get_params(image, (32, 32))[:2] for _ in range(4000)]
+    moved = int(height < width)
+    both = [np.bincount(one, minlength=10) for one in (boxes[:, moved], np.array(theirs)[:, moved])]
+    assert chi2_contingency(np.stack(both)).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("share", [0.2, 1.0])
+def test_another_share_is_flipped(share):
+    found = Flip(share=share).draw(0, make_ids(3000))
+    assert binomtest(int(found.sum()), 3000, share).pvalue > 1e-3
+    half = Flip().draw(0, make_ids(3000))
+    assert half[found].all() if share < 0.5 else found[half].all()

@@ -122,3 +122,11 @@ def test_an_image_depends_on_its_own_address_alone():
 def test_nothing_is_erased_where_no_box_fits():
     erase = make(share=1.0, area=(1.0, 1.0), aspect=(1.0, 1.0))
     assert not erase.draw(0, make_ids(10), IMAGE_PX)["box"].any()
+
+
+def test_nothing_is_erased_from_an_epoch_on():
+    plain, ending = make(share=1.0), make(share=1.0, until_epochs=2)
+    for epoch in range(4):
+        box = ending.draw(0, make_ids(20, epoch), IMAGE_PX)["box"]
+        before = plain.draw(0, make_ids(20, epoch), IMAGE_PX)["box"]
+        assert np.array_equal(box, before if epoch < 2 else np.zeros_like(box)) and before.any()

@@ -76,6 +76,21 @@ def test_torchvision_v2_equals_torchs_sequence():
     )  # torch multiplies its way down: 600 roundings
 
 
+def test_a_warmup_that_holds_equals_torchs_constant_factor():
+    optimizer = sgd(0.5)
+    scheduler = lr_scheduler.SequentialLR(
+        optimizer,
+        [
+            lr_scheduler.ConstantLR(optimizer, factor=0.01, total_iters=5),
+            lr_scheduler.CosineAnnealingLR(optimizer, T_max=25, eta_min=0.0),
+        ],
+        milestones=[5],
+    )
+    expected = rates_of_torch(optimizer, scheduler, 30)
+    ours = [page(VISION, warmup_holds=True).at(epoch, 1, 30) for epoch in range(30)]
+    assert ours == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
 def test_torchvision_v1_equals_torchs_steps():
     optimizer = sgd(0.1)
     expected = rates_of_torch(
@@ -166,6 +181,7 @@ def test_the_peak_follows_the_batch_by_the_pages_rule(scaling, expected):
             {"warmup_epochs": None, "warmup_from": None, "warmup_ends_at_peak": True},
             "warmup_ends_at_peak stands without warmup_epochs",
         ),
+        ({"warmup_holds": True, "warmup_ends_at_peak": True}, "keep one of them"),
         ({"warmup_epochs": 0}, "greater than or equal to 1"),
         ({"warmup_epochs": 5.0}, "integer"),
         ({"warmup_from": -1e-4}, "greater than or equal to 0"),
@@ -181,7 +197,7 @@ def test_the_peak_follows_the_batch_by_the_pages_rule(scaling, expected):
         ({"schedule": {"name": "cosine", "end": 1e-6}}, "Field required"),
         (
             {"schedule": {"name": "step", "every_epochs": 0, "factor": 0.1}},
-            "greater than or equal to 1",
+            "greater than 0",
         ),
         ({"schedule": {"name": "step", "every_epochs": 30, "factor": 1.5}}, "less than 1"),
         (

@@ -13,7 +13,15 @@ from timm.data.mixup import mixup_target
 from torchvision.transforms import v2
 
 from trainer.base.streams import uniforms
-from trainer.components.mixing import CutMix, Mix, Mixing, Mixup, MixupOrCutMix, one_hot_targets
+from trainer.components.mixing import (
+    CutMix,
+    Mix,
+    Mixing,
+    Mixup,
+    MixupOrCutMix,
+    UnitMixes,
+    one_hot_targets,
+)
 
 PX, CLASSES = 30, 7
 
@@ -60,6 +68,59 @@ def test_mixup_or_cutmix_equals_timms_class(monkeypatch):
         torch.testing.assert_close(targets, expected_targets, rtol=1e-6, atol=1e-6)
         kinds.add(mix.box is None)
     assert kinds == {True, False}
+
+
+@pytest.mark.parametrize(("each", "mode"), [("image", "elem"), ("pair", "pair")])
+@pytest.mark.parametrize("mixed_share", [None, 0.6])
+def test_a_draw_for_each_image_or_pair_equals_timms_class(monkeypatch, each, mode, mixed_share):
+    fields = {"mixup_alpha": 0.2, "cutmix_alpha": 1.0, "cutmix_share": 0.5, "partner": "reversed"}
+    page = MixupOrCutMix(**fields, each=each, mixed_share=mixed_share)
+    timms = TimmMixup(
+        0.2, 1.0, prob=mixed_share or 1.0, label_smoothing=0.1, num_classes=CLASSES, mode=mode
+    )
+    images, labels = micro_batch()
+    number = len(images) // (2 if each == "pair" else 1)
+    address = np.array([[3, 2, place] for place in range(number)])
+    which, level, down, across, whether = uniforms(0, "mix", address, 5).T
+    numbers = iter([which, whether])
+    monkeypatch.setattr(np.random, "rand", lambda size: next(numbers))
+    monkeypatch.setattr(np.random, "beta", lambda a, b, size: stats.beta.ppf(level, a, b))
+    shares = stats.beta.ppf(level, 1.0, 1.0)
+    boxed = [n for n in range(number) if which[n] < 0.5 and whether[n] < (mixed_share or 1.0)]
+    boxes = iter(
+        timms_box_of_2021((3, PX, PX), shares[n], row=int(down[n] * PX), column=int(across[n] * PX))
+        for n in boxed
+    )
+    monkeypatch.setattr(timm.data.mixup, "rand_bbox", lambda *given, **others: next(boxes))
+    expected_images, expected_targets = timms(images.clone(), labels)
+    places = np.arange(len(images))
+    ((_, mix),) = page.drawn(0, 3, {2: slice(None)}, PX, places)
+    mixed, targets = page.apply(images.clone(), one_hot_targets(labels, CLASSES, 0.1), mix)
+    torch.testing.assert_close(mixed, expected_images, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(targets, expected_targets, rtol=1e-6, atol=1e-6)
+    # the same where images and partners of it are another rank's
+    ((_, part),) = page.drawn(0, 3, {2: slice(None)}, PX, places[[1, 2, 3, 4]])
+    assert part.each == mix.each[1:5]
+
+
+def test_a_share_of_the_draws_mixes_and_they_are_those_of_before():
+    fields = {"alpha": 0.4, "partner": "reversed"}
+    some, all_mix = Mixup(**fields, mixed_share=0.3), Mixup(**fields)
+    drawn = [(some.draw(0, step, 0, PX), all_mix.draw(0, step, 0, PX)) for step in range(2000)]
+    mixed = [one == other for one, other in drawn]
+    assert stats.binomtest(sum(mixed), len(drawn), 0.3).pvalue > 1e-3
+    assert all(one == other or one == Mix(1.0, None) for one, other in drawn)
+
+
+@pytest.mark.parametrize("each", [None, "image", "pair"])
+def test_nothing_is_mixed_from_an_epoch_on(each):
+    page = CutMix(alpha=1.0, partner="reversed", each=each, until_epochs=2)
+    images, labels = micro_batch()
+    for epoch in range(4):
+        drawn = page.drawn(0, 7, {0: slice(None)}, PX, np.arange(len(images)), epoch)
+        mixes, targets = UnitMixes(page, drawn, len(images)), one_hot_targets(labels, CLASSES)
+        is_same = torch.equal(mixes.of_images(images.clone()), images)
+        assert is_same == torch.equal(mixes.of_targets(targets.clone()), targets) == (epoch >= 2)
 
 
 @pytest.mark.parametrize(("page", "other"), [(Mixup, v2.MixUp), (CutMix, v2.CutMix)])
@@ -189,6 +250,9 @@ def test_one_hot_targets_equal_timms(smoothing):
         {"name": "mixup", "alpha": -0.2, "partner": "rolled"},
         {"name": "mixup", "alpha": 1e6, "partner": "rolled"},
         {"name": "mixup", "alpha": 0.2},
+        {"name": "mixup", "alpha": 0.2, "partner": "rolled", "each": "pair"},
+        {"name": "mixup", "alpha": 0.2, "partner": "rolled", "mixed_share": 1.0},
+        {"name": "mixup", "alpha": 0.2, "partner": "rolled", "until_epochs": 0},
         {"name": "cutmix", "alpha": 1.0, "partner": "shuffled"},
         {"name": "cutmix", "mixup_alpha": 1.0, "partner": "rolled"},
         {

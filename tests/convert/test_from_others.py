@@ -89,11 +89,17 @@ def test_steps_of_torchvision_are_counted_after_the_warm_up():
     assert schedule.at_epochs == (35, 65)
 
 
+def test_torchvisions_warm_up_stays_low_by_default():
+    found = make_recipe("torchvision", "--lr-warmup-epochs 3")
+    assert not found.lost and "--lr-warmup-method" in found.recipe.assumed["lr.warmup_holds"]
+    rates = [found.recipe.lr.at(epoch, 1, 90) for epoch in range(4)]
+    assert rates == pytest.approx([0.001, 0.001, 0.001, 0.1])
+
+
 @pytest.mark.parametrize(
     ("program", "flags", "named"),
     [
-        ("torchvision", "--lr-warmup-epochs 3", "--lr-warmup-method"),
-        ("torchvision", "--auto-augment imagenet", "--auto-augment"),
+        ("torchvision", "--auto-augment augmix", "--auto-augment"),
         ("torchvision", "--norm-weight-decay 0.3", "--norm-weight-decay"),
         ("torchvision", "--weights IMAGENET1K_V2", "--weights"),
         ("torchvision", "--transformer-embedding-decay 0", "--transformer-embedding-decay"),
@@ -120,6 +126,7 @@ VALUES = {
     "remode": "const", "train_interpolation": "bilinear", "opt_betas": "0.8 0.9",
     "val_resize_size": "300", "val_crop_size": "160", "train_crop_size": "160", "epochs": "60",
     "input_size": "192", "lr": "0.5", "min_lr": "1e-4", "lr_min": "1e-3", "resplit": "true",
+    "mixup_mode": "elem",
 }  # fmt: skip
 BESIDE = {
     "torchvision": {
@@ -127,6 +134,7 @@ BESIDE = {
         "lr_min": "--lr-scheduler cosineannealinglr",
         "model_ema_steps model_ema_decay": "--model-ema",
         "ra_reps": "--ra-sampler",
+        "ra_magnitude": "--auto-augment ra",
     },
     "convnext": {
         "opt": "--opt=lion",
@@ -140,6 +148,25 @@ BESIDE = {
 OTHERS = [("torchvision", flag) for flag in from_torchvision.FLAGS]
 OTHERS += [("convnext", flag) for flag in from_convnext.FLAGS]
 JOB = ("nodes", "ngpus")  # of run_with_submitit.py alone
+
+
+@pytest.mark.parametrize(
+    ("flags", "name", "fields"),
+    [
+        ("ra --ra-magnitude 7", "rand_augment", {"magnitude": 7, "num_ops": 2, "num_bins": 31}),
+        ("cifar10", "auto_augment", {"policy": "cifar10", "interpolation": "bilinear"}),
+    ],
+)
+def test_torchvisions_own_policies(flags, name, fields):
+    part = make_recipe("torchvision", f"--auto-augment {flags}").recipe.augment[-1]
+    assert part.name == f"torchvision_{name}"
+    assert {key: getattr(part, key) for key in fields} == fields
+
+
+def test_small_images_of_convnext_are_padded_and_cut():
+    augment = make_recipe("convnext", "--input_size 32 --aa rand-m9 --reprob 0").recipe.augment
+    assert [part.name for part in augment] == ["resize", "flip", "pad_crop", "rand_augment"]
+    assert (augment[2].pad_px, augment[2].padding) == (4, "black")
 
 
 @pytest.mark.parametrize(("program", "flag"), OTHERS, ids=lambda item: getattr(item, "key", item))

@@ -64,6 +64,8 @@ BESIDE = {
     "color_jitter color_jitter_prob": "--aa=",
     "opt_eps opt_betas": "--opt adamw",
     "patience_epochs": "--sched plateau",
+    "lr_noise_pct lr_noise_std": "--lr-noise 0.4 0.9",
+    "mixup_prob mixup_mode mixup_off_epoch": "--mixup 0.2",
     "pretrained_path": "--pretrained",
     "resplit": "--reprob 0.3 --aug-splits 3 --jsd-loss",
 }
@@ -73,6 +75,7 @@ VALUES = {
     "input_size": "3 192 192", "aa": "rand-m3", "opt_betas": "0.8 0.9", "scale": "0.3 0.9",
     "ratio": "0.8 1.2", "crop_pct": "0.9", "aug_splits": "4", "epochs": "90", "img_size": "160",
     "decay_milestones": "20 40", "decay_epochs": "20", "aug_repeats": "2", "dist_bn": "broadcast",
+    "lr_noise": "0.4 0.9", "mixup_mode": "elem", "lr_k_decay": "2",
     "opt_kwargs": "nesterov=False", "opt_eps": "0.5", "lr": "0.001",
 }  # fmt: skip
 BASE = "--model resnet50 --aa rand-m9 --warmup-epochs 4"
@@ -101,9 +104,13 @@ def test_todays_defaults_change_two_rates_of_a2():
     assert found.keys() == {"lr.warmup_from", "lr.schedule.end"}
 
 
-def test_cooldown_was_a_default_and_is_named():
+def test_cooldown_was_a_default_and_lengthens_the_run():
     found = made(A2.replace(" --cooldown-epochs 0", ""), version="0.5")
-    assert [flag.split()[:2] for flag, _ in found.lost] == [["--cooldown-epochs", "10"]]
+    assert not found.lost and differences("A2", found.recipe, "resnet50") == {
+        "epochs": (300, 310),
+        "lr.cooldown_epochs": (None, 10),
+    }
+    assert "--cooldown-epochs" in found.recipe.assumed["lr.cooldown_epochs"]
 
 
 @pytest.mark.parametrize("flag", FLAGS, ids=lambda flag: flag.key)
@@ -133,7 +140,7 @@ def test_no_flag_vanishes(flag):
 
 
 MASTERS = {
-    "layer_decay": "0.7", "lr_noise": "0.4 0.9", "lr_cycle_limit": "2", "train_img_sizes": "160 224",
+    "layer_decay": "0.7", "lr_cycle_limit": "2", "train_img_sizes": "160 224",
     "kd_model_name": "resnet152",
 }  # fmt: skip
 
@@ -155,6 +162,11 @@ def test_all_flags_of_today_are_known():
         "--sched multistep --decay-milestones 12 20",
         "--sched multistep --decay-milestones 12 20 --warmup-prefix",
         "--sched poly --decay-rate 0.9 --min-lr 1e-4",
+        "--sched poly --decay-rate 0.9 --min-lr 1e-4 --cooldown-epochs 4 --lr-k-decay 1.5",
+        "--sched cosine --min-lr 1e-4 --cooldown-epochs 4 --lr-k-decay 0.7 --sched-on-updates",
+        "--sched cosine --min-lr 1e-4 --cooldown-epochs 4 --warmup-prefix",
+        "--sched tanh --min-lr 1e-4 --cooldown-epochs 4 --warmup-prefix",
+        "--sched step --decay-epochs 2.4 --decay-rate .97 --sched-on-updates",
     ],
 )
 def test_rates_are_timms(flags):
@@ -174,6 +186,8 @@ def test_rates_are_timms(flags):
         warmup_lr=1e-5,
         warmup_epochs=5,
         warmup_prefix="--warmup-prefix" in words,
+        cooldown_epochs=int(value("--cooldown-epochs", 0)),
+        k_decay=float(value("--lr-k-decay", 1)),
         step_on_epochs=not per_step,
         updates_per_epoch=steps,
     )
@@ -221,12 +235,13 @@ def test_base_rates_are_scaled(flags, peak, scaling):
         ("--opt rmsproptf --opt-eps .001", {"name": "rmsprop_tf", "eps": 0.001, "alpha": 0.9}),
         ("--opt lion", {"name": "timm", "optimizer": "lion", "fields": {"betas": (0.9, 0.99)}}),
         ("--clip-grad 0.02 --clip-mode agc", {"clip_adaptive": 0.02, "clip_global_norm": None}),
+        ("--clip-grad 0.02 --clip-mode value", {"clip_value": 0.02, "clip_global_norm": None}),
     ],
 )
 def test_optimizers_are_timms(flags, expected):
     optimizer = made(f"--aa rand-m9 {flags}").recipe.optimizer
     assert {key: getattr(optimizer, key) for key in expected} == expected
-    assert optimizer.no_decay == ("vectors", "biases")
+    assert optimizer.no_decay == ("vectors", "biases", "no_weight_decay")
 
 
 @pytest.mark.parametrize(
@@ -249,8 +264,71 @@ def test_rand_augment_strings(text, fields, left_out):
 
 
 def test_colour_jitter_is_on_by_default_and_off_beside_aa():
-    assert [flag.split()[0] for flag, _ in made("--model resnet50").lost] == ["--color-jitter"]
+    found = made("--model resnet50")
+    jitter = next(part for part in found.recipe.augment if part.name == "color_jitter")
+    assert not found.lost and jitter.brightness == jitter.contrast == jitter.saturation == 0.4
     assert made("--aa rand-m9 --color-jitter 0.2").idle == ("--color-jitter 0.2",)
+
+
+CROP = ("random_resized_crop", {})
+FLIP = ("flip", {})
+JITTER = ("color_jitter", {"brightness": 0.3, "contrast": 0.3, "saturation": 0.3})
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--color-jitter 0.3", (CROP, FLIP, JITTER)),
+        (
+            "--color-jitter 0.3 --color-jitter-prob 0.8 --grayscale-prob 0.2",
+            (CROP, FLIP, ("color_jitter", {"share": 0.8}), ("grayscale", {"share": 0.2})),
+        ),
+        (
+            "--aa 3a --color-jitter 0.3",
+            (CROP, FLIP, ("three_augment", {"threshold": 128, "radius_px": (0.1, 2.0)}), JITTER),
+        ),
+        (
+            "--aa rand-m9 --vflip 0.3 --hflip 0.2 --gaussian-blur-prob 0.1",
+            (
+                CROP,
+                ("flip", {"share": 0.2}),
+                ("vertical_flip", {"share": 0.3}),
+                ("rand_augment", {"magnitude": 9}),
+                ("gaussian_blur", {"share": 0.1, "kernel_px": 23}),
+            ),
+        ),
+        (
+            "--aa original-mstd0.5 --train-interpolation bicubic",
+            (CROP, FLIP, ("auto_augment", {"policy": "original", "magnitude_std": 0.5})),
+        ),
+        (
+            "--aa augmix-m5-w4-d2",
+            (CROP, FLIP, ("aug_mix", {"magnitude": 5, "width": 4, "depth": 2, "alpha": 1.0})),
+        ),
+        ("--aa v0r", (CROP, FLIP, ("auto_augment", {"policy": "v0r", "magnitude_std": None}))),
+        ("--no-aug --aa rand-m9 --reprob 0.2", (("resize", {"part": "center"}),)),
+    ],
+)
+def test_augmentations_are_those_of_timms_transform_in_its_order(flags, expected):
+    augment = made(f"--model resnet50 {flags}").recipe.augment
+    assert [part.name for part in augment] == [name for name, _ in expected]
+    for part, (_, fields) in zip(augment, expected, strict=True):
+        assert {key: getattr(part, key) for key in fields} == fields
+
+
+def test_noise_is_over_the_epochs_that_timm_counts():
+    text = "--aa rand-m9 --epochs 80 --warmup-epochs 20 --warmup-prefix --lr-noise 0.5 0.8"
+    noise = made(text).recipe.lr.noise
+    assert (noise.from_share, noise.to_share, noise.std, noise.limit) == (0.4, 0.64, 1.0, 0.67)
+    noise = made("--aa rand-m9 --lr-noise 0.5 --lr-noise-pct 0.3").recipe.lr.noise
+    assert (noise.from_share, noise.to_share, noise.limit) == (0.5, 1.0, 0.3)
+
+
+def test_mixing_for_some_images_until_an_epoch():
+    text = "--aa rand-m9 --mixup 0.2 --mixup-prob 0.6 --mixup-mode pair --mixup-off-epoch 250"
+    mix = made(text).recipe.mix
+    assert (mix.mixed_share, mix.each, mix.until_epochs) == (0.6, "pair", 250)
+    assert made("--aa rand-m9 --mixup 0.2 --mixup-prob 0").recipe.mix is None
 
 
 def test_a_threshold_erases_the_smoothing():

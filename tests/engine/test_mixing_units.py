@@ -191,7 +191,25 @@ def test_two_ranks_mix_as_one_does(tmp_path):
         assert relative(rank["weights"], whole["weights"]) < 1e-6
 
 
-@pytest.mark.parametrize("partner", ["reversed", "rolled"])
+@pytest.mark.parametrize("each", ["image", "pair"])
+def test_a_draw_for_each_image_or_pair_is_the_same_for_any_micro_batch(opened, each):
+    of_each = f"mix.images=12 batch.drop_last=false mix.each={each}"
+    first, *others = (prepared(opened, plan_of_48(number, of_each), 29) for number in (12, 4, 48))
+    for again in others:
+        assert again.keys() == first.keys()
+        assert all(all(map(torch.equal, again[draw], first[draw])) for draw in first)
+
+
+@pytest.mark.parametrize(
+    "partner",
+    [
+        "reversed",
+        "rolled",
+        "reversed mix.each=image",
+        "rolled mix.each=image",
+        "reversed mix.each=pair",
+    ],
+)
 @pytest.mark.parametrize(("mix_images", "num_ranks"), [(48, 3), (24, 8), (12, 8), (16, 6)])
 @pytest.mark.parametrize("step", [3, 29])  # the last of an epoch has 45 images
 def test_ranks_that_share_a_unit_mix_as_one_does_bit_for_bit(

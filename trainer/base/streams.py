@@ -28,6 +28,19 @@ PURPOSES = {
     "replacement": 11,
     "lighting": 12,
     "export": 13,
+    "rate_noise": 14,
+    "resize": 15,
+    "pad_crop": 16,
+    "vertical_flip": 17,
+    "color_jitter": 18,
+    "grayscale": 19,
+    "solarize": 20,
+    "gaussian_blur": 21,
+    "three_augment": 22,
+    "auto_augment": 23,
+    "torchvision_auto_augment": 24,
+    "torchvision_rand_augment": 25,
+    "aug_mix": 26,
 }
 
 

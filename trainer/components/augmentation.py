@@ -5,6 +5,7 @@ it stands.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
 from typing import ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
@@ -58,6 +59,18 @@ class Augmentation(Component):
         for (crop_area).
         """
         return self
+
+    def scaled_to(self, epochs: int, epochs_before: int) -> Self:
+        """The same in a run of other length: what it counts in epochs keeps its share of the
+        run.
+        """
+        return self
+
+    def lengths(self, epochs: int) -> Iterator[tuple[str, float, float]]:
+        """(field, epochs in it, the most that a run of `epochs` has room for) of each field that
+        counts in epochs.
+        """
+        return iter(())
 
     def left_out(self, num_channels: int) -> tuple[str, ...]:
         """What it does not do for images of so many channels, to be noted in a plan."""

@@ -14,14 +14,14 @@ from trainer.base.component import Positive, Share
 NUM_ATTEMPTS = 10  # torchvision's and timm's, in both uses
 
 
-def _ascending(pair: tuple[float, float]) -> tuple[float, float]:
+def ascending(pair: tuple[float, float]) -> tuple[float, float]:
     if pair[0] > pair[1]:
         raise ValueError(f"{list(pair)} runs downwards; write the smaller number first")
     return pair
 
 
-AreaRange = Annotated[tuple[Share, Share], AfterValidator(_ascending)]
-AspectRange = Annotated[tuple[Positive, Positive], AfterValidator(_ascending)]
+AreaRange = Annotated[tuple[Share, Share], AfterValidator(ascending)]
+AspectRange = Annotated[tuple[Positive, Positive], AfterValidator(ascending)]
 
 
 def drawn_sides(

@@ -32,6 +32,17 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
 
 
 @torch.no_grad()
+def clip_values(parameters: Iterable[Tensor], most: float) -> None:
+    """Each number of a gradient is clipped to -most .. most, in place. No host sync.
+
+    Source: torch's clip_grad_value_, which timm's --clip-mode value calls.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    torch._foreach_clamp_max_(gradients, most)
+    torch._foreach_clamp_min_(gradients, -most)
+
+
+@torch.no_grad()
 def clip_adaptively(model: nn.Module, most_share: float) -> None:
     """Clips the gradient of each unit to `most_share` of the unit's own weight norm, in place.
 

@@ -5,9 +5,10 @@ evaluation.
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
+from pydantic import Field
 
 from trainer.base.streams import uniforms
 from trainer.components.augmentation import Crop, Mirror
@@ -165,14 +166,58 @@ class InceptionCrop(Crop):
         return height.astype(np.int64), width.astype(np.int64), fits & (area > 0)
 
 
+class Resize(Crop):
+    """No box of a random size: the image itself, or its largest square, resized to the training
+    size.
+
+    part: "whole" squashes an image that is not square; "center" keeps its central square
+    (torchvision's Resize and CenterCrop, timm's --no-aug), "random" one at a drawn place (Resize
+    and RandomCrop).
+    interpolation: as random_resized_crop's, without "random".
+
+    The square is cut at a whole pixel of the image before the resize, the sources cut after it: up
+    to half a pixel apart.
+    """
+
+    name: Literal["resize"] = "resize"
+    part: Literal["whole", "center", "random"]
+    interpolation: Literal["bilinear", "bicubic", "bilinear_no_antialias"]
+    purpose: ClassVar[str] = "resize"
+    example: ClassVar[dict[str, Any]] = {"part": "center", "interpolation": "bicubic"}
+
+    @property
+    def antialias(self) -> bool:
+        return self.interpolation != "bilinear_no_antialias"
+
+    def draw(
+        self, seed: int, ids: np.ndarray, heights: np.ndarray, widths: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        sides = np.stack([heights, widths], axis=1).astype(np.int64)
+        kept = (
+            sides if self.part == "whole" else np.broadcast_to(sides.min(1)[:, None], sides.shape)
+        )
+        room = sides - kept
+        if self.part == "random":
+            start = drawn_start(uniforms(seed, self.purpose, ids, 1), room)
+        else:
+            start = room // 2
+        is_bicubic = np.full(len(ids), self.interpolation == "bicubic")
+        return np.concatenate([start, kept], axis=1), is_bicubic
+
+
 class Flip(Mirror):
-    """Left and right change places in half of the images."""
+    """Left and right change places in half of the images.
+
+    share: in another share of them than a half.
+    """
 
     name: Literal["flip"] = "flip"
+    share: Annotated[float, Field(gt=0, le=1)] | None = None
     purpose: ClassVar[str] = "flip"
 
     def draw(self, seed: int, ids: np.ndarray) -> np.ndarray:
-        return uniforms(seed, self.purpose, ids, 1)[:, 0] < 0.5
+        share = 0.5 if self.share is None else self.share
+        return uniforms(seed, self.purpose, ids, 1)[:, 0] < share
 
 
 def evaluation_size(test_px: int, crop_share: float) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -19,7 +20,8 @@ from trainer.components.boxes import (
     drawn_start,
     first_fitting,
 )
-from trainer.components.pixels.transfer import on
+from trainer.components.schedules import NumEpochs, until_epochs_in
+from trainer.components.transfer import on
 
 
 class RandomErasing(OfNormalized):
@@ -28,6 +30,7 @@ class RandomErasing(OfNormalized):
     share: how many of the images, in [0, 1].
     area: bounds of the box's share of the image.
     aspect: bounds of its height / width.
+    until_epochs: from this epoch on, counted from 0, nothing is erased.
     fill: "noise" is a standard normal number per value (timm's pixel mode); "mean" is zero, as the
         images are normalized (torchvision).
 
@@ -42,6 +45,7 @@ class RandomErasing(OfNormalized):
     area: AreaRange
     aspect: AspectRange
     fill: Literal["noise", "mean"]
+    until_epochs: NumEpochs | None = None
     purpose: ClassVar[str] = "erase"
     example: ClassVar[dict[str, Any]] = {
         "share": 0.25,
@@ -49,6 +53,14 @@ class RandomErasing(OfNormalized):
         "aspect": (0.3, 3.3),
         "fill": "noise",
     }
+
+    def scaled_to(self, epochs: int, epochs_before: int) -> Self:
+        until = until_epochs_in(epochs, epochs_before, self.until_epochs)
+        return self.model_copy(update={"until_epochs": until})
+
+    def lengths(self, epochs: int) -> Iterator[tuple[str, float, float]]:
+        if self.until_epochs is not None:
+            yield "until_epochs", self.until_epochs, epochs - 1
 
     def draw(
         self, seed: int, ids: np.ndarray, image_px: int, num_channels: int = 3
@@ -70,6 +82,8 @@ class RandomErasing(OfNormalized):
             drawn_start(draws[:, -3], image_px - width),
         )
         is_erased = found & (draws[:, -2] < self.share)
+        if self.until_epochs is not None:
+            is_erased &= ids[:, 0] < self.until_epochs
         box = np.stack([top, left, height, width], axis=1) * is_erased[:, None]
         return {"box": box, "noise_key": (draws[:, -1] * 2.0**32).astype(np.int64)}
 

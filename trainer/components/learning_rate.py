@@ -3,22 +3,65 @@
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 from typing import Annotated, Literal, Self
 
+import numpy as np
 from pydantic import Field, model_validator
 
-from trainer.base.component import NonNegative, StrictModel
+from trainer.base.component import NonNegative, Positive, Share, StrictModel
+from trainer.base.streams import uniforms
 from trainer.components.schedules import NumEpochs, Schedule
+
+_ABOUT_WARMUP = ("warmup_ends_at_peak", "warmup_holds", "warmup_multiplies", "warmup_updated")
+
+
+class RateNoise(StrictModel):
+    """A rate that is multiplied by a random number around 1, a new one at each update.
+
+    from_share, to_share: between which shares of the epochs before a cooldown. std: deviation of a
+    normal number; limit: it is drawn again until it is nearer to 1 than this.
+
+    Raises ValueError for a range that does not rise.
+    Source: timm's Scheduler, in distribution (--lr-noise 0.42 0.9: std 1, limit 0.67); its draws
+    are of another generator.
+    """
+
+    from_share: Share
+    to_share: Share
+    std: Positive
+    limit: Annotated[float, Field(gt=0, lt=1)]
+
+    @model_validator(mode="after")
+    def _rises(self) -> Self:
+        if self.from_share >= self.to_share:
+            raise ValueError(
+                f"from_share {self.from_share:g} is not before to_share {self.to_share:g}: start"
+                " earlier"
+            )
+        return self
+
+    def factor_at(self, seed: int, update: int, num_updates: int) -> float:
+        """What the rate of one update is multiplied by, in (1 - limit, 1 + limit)."""
+        if not self.from_share * num_updates <= update < self.to_share * num_updates:
+            return 1.0
+        normal = NormalDist(1.0, self.std)
+        below = normal.cdf(1 - self.limit)
+        # A draw is a multiple of 2**-32, 0 among them: half a unit more keeps it inside.
+        drawn = float(uniforms(seed, "rate_noise", np.array([update]), 1)[0, 0]) + 2.0**-33
+        return normal.inv_cdf(below + drawn * (1 - 2 * below))
 
 
 class LearningRate(StrictModel):
     """The learning rate as a function of the step.
 
-    peak: the highest rate, for the recipe's own batch.images.
+    peak: the highest rate but for noise, for the recipe's own batch.images.
     warmup_epochs or warmup_steps, warmup_from: a straight line from warmup_from to the peak; one
         length and the start, or none of them. A warm-up in optimizer steps moves at every step.
     warmup_ends_at_peak: the line's last update is the peak already (numpy.linspace, as ConvNeXt),
         not the one after.
+    warmup_holds: no line: the rate stays at warmup_from to the warm-up's end (torchvision's
+        constant).
     warmup_multiplies: the warm-up is a factor on the schedule, which runs from the first step on,
         and not a line up to its start: the factor rises from warmup_from / peak to 1 (mmcv, pycls).
     warmup_updated: "per_step" moves the warm-up at every step where the rate after it is kept for
@@ -27,8 +70,12 @@ class LearningRate(StrictModel):
         every step.
     scaling: how the peak follows the number of images per step when a profile changes it; None
         keeps it.
+    cooldown_epochs: so many epochs at the end of the run stay at the schedule's end; the schedule
+        spans those before. The run's `epochs` count both (timm counts the latter alone).
+    noise: a random factor, absent for none.
 
-    Raises ValueError for half a warm-up or two, or a warm-up or an end above the peak.
+    Raises ValueError for half a warm-up or two, a warm-up or an end above the peak, or a cooldown
+    at no rate.
     """
 
     peak: Annotated[float, Field(gt=0, le=100)]
@@ -36,11 +83,23 @@ class LearningRate(StrictModel):
     warmup_steps: Annotated[int, Field(ge=1)] | None = None
     warmup_from: NonNegative | None = None
     warmup_ends_at_peak: bool = False
+    warmup_holds: bool = False
     warmup_multiplies: bool = False
     warmup_updated: Literal["per_step"] | None = None
     updated: Literal["per_epoch", "per_step"]
     scaling: Literal["linear", "sqrt"] | None = None
     schedule: Schedule
+    cooldown_epochs: NumEpochs | None = None
+    noise: RateNoise | None = None
+
+    @model_validator(mode="after")
+    def _cools_down_to_an_end(self) -> Self:
+        if self.cooldown_epochs is not None and not self.schedule.has_end:
+            raise ValueError(
+                f"{self.schedule.name} has no end at which cooldown_epochs could stay: leave them"
+                " out, or write a schedule with an end, such as cosine"
+            )
+        return self
 
     @model_validator(mode="after")
     def _warmup_is_whole(self) -> Self:
@@ -54,11 +113,15 @@ class LearningRate(StrictModel):
                 (lengths[0], "warmup_from") if lengths else ("warmup_from", "warmup_epochs")
             )
             raise ValueError(f"{given} stands without {absent}: give both, or leave both out")
-        for key in ("warmup_ends_at_peak", "warmup_multiplies", "warmup_updated"):
+        for key in _ABOUT_WARMUP:
             if getattr(self, key) and not lengths:
                 raise ValueError(
                     f"{key} stands without warmup_epochs: leave it out, or give a warm-up"
                 )
+        if self.warmup_holds and self.warmup_ends_at_peak:
+            raise ValueError(
+                "warmup_holds and warmup_ends_at_peak are both there: keep one of them"
+            )
         if self.warmup_multiplies and self.schedule.starts_after_warmup:
             raise ValueError(
                 "warmup_multiplies needs a schedule that runs from the first step on: write"
@@ -93,8 +156,7 @@ class LearningRate(StrictModel):
         """The overrides that turn the warm-up off, with all that is about it. length: the key of
         its length.
         """
-        keys = ("warmup_from", "warmup_ends_at_peak", "warmup_multiplies", "warmup_updated")
-        values = {key: getattr(self, key) for key in keys}
+        values = {key: getattr(self, key) for key in ("warmup_from", *_ABOUT_WARMUP)}
         off = {
             f"lr.{key}": False if value is True else None
             for key, value in values.items()
@@ -106,8 +168,27 @@ class LearningRate(StrictModel):
         """Optimizer steps of the warm-up, 0 without one."""
         return self.warmup_steps or (self.warmup_epochs or 0) * steps_per_epoch
 
-    def at(self, step: int, steps_per_epoch: int, epochs: int) -> float:
-        """The rate of step `step`, counted from 0, in a run of epochs * steps_per_epoch steps."""
+    def scheduled_epochs(self, epochs: int) -> int:
+        """The epochs of a run of `epochs` that come before the cooldown."""
+        return epochs - (self.cooldown_epochs or 0)
+
+    def at(self, step: int, steps_per_epoch: int, epochs: int, seed: int = 0) -> float:
+        """The rate of step `step`, counted from 0, in a run of epochs * steps_per_epoch steps.
+
+        seed: of the noise.
+        """
+        rate = self._smooth_at(step, steps_per_epoch, epochs)
+        if self.noise is None:
+            return rate
+        updates_per_epoch = 1 if self.updated == "per_epoch" else steps_per_epoch
+        update = step * updates_per_epoch // steps_per_epoch
+        num_updates = self.scheduled_epochs(epochs) * updates_per_epoch
+        return rate * self.noise.factor_at(seed, update, num_updates)
+
+    def _smooth_at(self, step: int, steps_per_epoch: int, epochs: int) -> float:
+        """The same without noise."""
+        if step >= self.scheduled_epochs(epochs) * steps_per_epoch:
+            return self.schedule.end_rate()
         warming = self._warmup_at(step, steps_per_epoch)
         if warming is not None and not self.warmup_multiplies:
             return warming
@@ -116,7 +197,7 @@ class LearningRate(StrictModel):
             self.peak,
             step * updates_per_epoch // steps_per_epoch,
             self.num_warmup_steps(updates_per_epoch),
-            epochs * updates_per_epoch,
+            self.scheduled_epochs(epochs) * updates_per_epoch,
             updates_per_epoch,
         )
         return rate if warming is None else rate * warming / self.peak
@@ -130,6 +211,8 @@ class LearningRate(StrictModel):
         if update >= num_warmup:
             return None
         assert self.warmup_from is not None  # _warmup_is_whole
+        if self.warmup_holds:
+            return self.warmup_from
         num_rises = max(num_warmup - 1, 1) if self.warmup_ends_at_peak else num_warmup
         return self.warmup_from + (self.peak - self.warmup_from) * update / num_rises
 

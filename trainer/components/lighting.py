@@ -11,7 +11,7 @@ from torch import Tensor
 from trainer.base.component import Positive
 from trainer.base.streams import uniforms
 from trainer.components.augmentation import InKernel, OfNormalized
-from trainer.components.pixels.transfer import on
+from trainer.components.transfer import on
 
 # Eigenvalues and eigenvectors of the covariance of ImageNet's colours, rows red, green and blue,
 # column k for value k: the numbers that fb.resnet.torch published and pycls uses.

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from scipy.special import betaincinv
 from torch import Tensor
 
 from trainer.base.component import Component
 from trainer.base.streams import uniforms
+from trainer.components.schedules import NumEpochs, until_epochs_in
+from trainer.components.transfer import on
 
 Alpha = Annotated[float, Field(gt=0, le=100)]
 Box = tuple[int, int, int, int]
@@ -34,6 +36,24 @@ class Mix:
     box: Box | None
 
 
+@dataclass(frozen=True)
+class MixOfEach:
+    """How the images of one mixing unit are mixed where each has a draw of its own.
+
+    each: the mix of every image, in their order.
+    """
+
+    each: tuple[Mix, ...]
+
+    @property
+    def shares(self) -> np.ndarray:
+        """[B] float32, of the targets."""
+        return np.array([mix.share for mix in self.each], dtype=np.float32)
+
+
+_NOT_MIXED = Mix(1.0, None)
+
+
 class Mixing(Component):
     """What all ways of mixing share.
 
@@ -46,12 +66,59 @@ class Mixing(Component):
     purpose: ClassVar[str] = "mix"
     partner: Literal["reversed", "rolled"]
     images: Annotated[int, Field(ge=2, le=1 << 20)] | None = None
+    mixed_share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    each: Literal["image", "pair"] | None = None
+    until_epochs: NumEpochs | None = None
+
+    @model_validator(mode="after")
+    def _pairs_are_partners(self) -> Self:
+        if self.each == "pair" and self.partner != "reversed":
+            raise ValueError(f"each: pair needs partner: reversed, not {self.partner}")
+        return self
+
+    def scaled_to(self, epochs: int, epochs_before: int) -> Self:
+        """The same in a run of other length: it ends after the same share of it."""
+        until = until_epochs_in(epochs, epochs_before, self.until_epochs)
+        return self.model_copy(update={"until_epochs": until})
+
+    def lengths(self, epochs: int) -> Iterator[tuple[str, float, float]]:
+        """(field, epochs in it, the most that a run of `epochs` has room for)."""
+        if self.until_epochs is not None:
+            yield "until_epochs", self.until_epochs, epochs - 1
 
     def draw(self, seed: int, step: int, unit: int, image_px: int) -> Mix:
         """The mix of one of a step's units of square images of image_px pixels a side, a pure
         function of its address.
         """
-        which, level, down, across = uniforms(seed, self.purpose, np.array([[step, unit]]), 4)[0]
+        return self._mixes(seed, np.array([[step, unit]]), image_px)[0]
+
+    def draw_each(
+        self, seed: int, step: int, unit: int, places: np.ndarray, image_px: int
+    ) -> MixOfEach:
+        """The same of a unit with a draw for each image, or pair. places: of the images here, [B]
+        int64 in the unit.
+        """
+        if self.each == "pair":
+            places = np.where(np.arange(len(places)) * 2 < len(places), places, places[::-1])
+        address = np.full((len(places), 3), (step, unit, 0))
+        address[:, 2] = places
+        return MixOfEach(tuple(self._mixes(seed, address, image_px)))
+
+    def _mixes(self, seed: int, addresses: np.ndarray, image_px: int) -> list[Mix]:
+        draws = uniforms(seed, self.purpose, addresses, 4 if self.mixed_share is None else 5)
+        return [self._mix(image_px, *drawn) for drawn in draws]
+
+    def _mix(
+        self,
+        image_px: int,
+        which: float,
+        level: float,
+        down: float,
+        across: float,
+        whether: float = 0.0,
+    ) -> Mix:
+        if self.mixed_share is not None and whether >= self.mixed_share:
+            return _NOT_MIXED
         alpha, has_box = self.choose(which)
         share = float(betaincinv(alpha, alpha, level))  # the Beta distribution's quantile
         if not has_box:
@@ -84,12 +151,25 @@ class Mixing(Component):
         return [] if is_whole else [(blocks.start - 1) % num_images], list(blocks)
 
     def drawn(
-        self, seed: int, step: int, units: Mapping[int, slice], image_px: int
-    ) -> list[tuple[slice, Mix]]:
+        self,
+        seed: int,
+        step: int,
+        units: Mapping[int, slice],
+        image_px: int,
+        places: np.ndarray,
+        epoch: int = 0,
+    ) -> list[tuple[slice, Mix | MixOfEach]]:
         """The mix of each of a micro-batch's units. units: which images are a unit's, by its number
-        in the step.
+        in the step. places: of each image in its unit, [B] int64.
         """
-        return [(own, self.draw(seed, step, unit, image_px)) for unit, own in units.items()]
+        if self.until_epochs is not None and epoch >= self.until_epochs:
+            return [(own, _NOT_MIXED) for own in units.values()]
+        if self.each is None:
+            return [(own, self.draw(seed, step, unit, image_px)) for unit, own in units.items()]
+        return [
+            (own, self.draw_each(seed, step, unit, places[own], image_px))
+            for unit, own in units.items()
+        ]
 
     def partners(self, places: np.ndarray) -> np.ndarray:
         """Whom each image of one unit is mixed with: [B] places in the order of those given."""
@@ -98,14 +178,16 @@ class Mixing(Component):
     def _partners(self, tensor: Tensor) -> Tensor:
         return tensor.flip(0) if self.partner == "reversed" else tensor.roll(1, 0)
 
-    def apply(self, images: Tensor, targets: Tensor, mix: Mix) -> tuple[Tensor, Tensor]:
+    def apply(self, images: Tensor, targets: Tensor, mix: Mix | MixOfEach) -> tuple[Tensor, Tensor]:
         """Mixed images [B, C, H, W] float and targets [B, K] float, on the device they are on.
 
         They may be mixed in place: do not use those given afterwards.
         """
         return self.of_images(images, mix), self.of_targets(targets, mix)
 
-    def of_images(self, images: Tensor, mix: Mix) -> Tensor:
+    def of_images(self, images: Tensor, mix: Mix | MixOfEach) -> Tensor:
+        if isinstance(mix, MixOfEach):
+            return self._images_of_each(images, mix)
         if mix.box is None:
             return self._blended(images, mix.share)
         top, left, bottom, right = mix.box
@@ -113,10 +195,24 @@ class Mixing(Component):
         box.copy_(self._partners(box))
         return images
 
-    def of_targets(self, targets: Tensor, mix: Mix) -> Tensor:
+    def _images_of_each(self, images: Tensor, mix: MixOfEach) -> Tensor:
+        partners = self._partners(images)
+        blends = np.array([1.0 if one.box else one.share for one in mix.each], dtype=np.float32)
+        mixed = _blended_by(images, partners, blends)
+        for place, one in enumerate(mix.each):
+            if one.box is not None:
+                top, left, bottom, right = one.box
+                mixed[place, :, top:bottom, left:right] = partners[place, :, top:bottom, left:right]
+        return mixed
+
+    def of_targets(self, targets: Tensor, mix: Mix | MixOfEach) -> Tensor:
+        if isinstance(mix, MixOfEach):
+            return _blended_by(targets, self._partners(targets), mix.shares)
         return self._blended(targets, mix.share)
 
     def _blended(self, tensor: Tensor, share: float) -> Tensor:
+        if share == 1:
+            return tensor
         if tensor.device.type == "cpu" and self.partner == "reversed":
             return _blended_in_pairs(tensor, share)
         return self._partners(tensor).mul_(1 - share).add_(tensor, alpha=share)
@@ -131,7 +227,7 @@ class UnitMixes:
     """
 
     mixing: Mixing
-    units: Sequence[tuple[slice, Mix]]
+    units: Sequence[tuple[slice, Mix | MixOfEach]]
     num_images: int
     own: Sequence[slice] | None = None
 
@@ -148,13 +244,19 @@ class UnitMixes:
         """[B, K] float to [N, K]."""
         return self._each(targets, self.mixing.of_targets)
 
-    def _each(self, tensor: Tensor, mixed: Callable[[Tensor, Mix], Tensor]) -> Tensor:
+    def _each(self, tensor: Tensor, mixed: Callable[[Tensor, Mix | MixOfEach], Tensor]) -> Tensor:
         if len(self.units) == 1:
             tensor = mixed(tensor, self.units[0][1])
         else:
             for places, mix in self.units:
                 tensor[places] = mixed(tensor[places], mix)
         return tensor if self.own is None else torch.cat([tensor[rows] for rows in self.own])
+
+
+def _blended_by(tensor: Tensor, partners: Tensor, shares: np.ndarray) -> Tensor:
+    """Each one with its partner, by a share of its own: [B, ...] float, shares [B]."""
+    own = on(tensor.device, shares).to(tensor.dtype).view(-1, *[1] * (tensor.ndim - 1))
+    return tensor * own + partners * (1 - own)
 
 
 def _blended_in_pairs(tensor: Tensor, share: float) -> Tensor:

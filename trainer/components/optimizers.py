@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from trainer.base.component import Component, Positive
 from trainer.base.errors import PlanError
 from trainer.components import lamb, timm_optimizer
-from trainer.components.clipping import clip_adaptively, clip_gradients
+from trainer.components.clipping import clip_adaptively, clip_gradients, clip_values
 from trainer.components.sgd import DecoupledSgdOptimizer as _DecoupledSgd
 from trainer.components.sgd import with_whole_first_step
 from trainer.models.edit.replacement import classifier_of, is_norm
@@ -51,8 +51,9 @@ class Optimizer(Component):
         None does not clip.
     clip_adaptive: the gradient of each unit, but for the last linear layer's, is clipped to this
         share of its weight norm (see `clip_adaptively`); None does not clip.
+    clip_value: each number of a gradient is clipped to this, up and down; None does not clip.
 
-    Raises ValueError for a kind that is there twice, or both ways of clipping.
+    Raises ValueError for a kind that is there twice, or two ways of clipping.
     """
 
     kind: ClassVar[str] = "optimizer"
@@ -64,6 +65,7 @@ class Optimizer(Component):
     head_lr_scale: Positive | None = None
     clip_global_norm: Positive | None = None
     clip_adaptive: Positive | None = None
+    clip_value: Positive | None = None
 
     @field_validator("no_decay")
     @classmethod
@@ -74,8 +76,11 @@ class Optimizer(Component):
 
     @model_validator(mode="after")
     def _clips_once(self) -> Self:
-        if self.clip_global_norm is not None and self.clip_adaptive is not None:
-            raise ValueError("clip_global_norm and clip_adaptive are both there: keep one of them")
+        ways = "clip_global_norm", "clip_adaptive", "clip_value"
+        given = [way for way in ways if getattr(self, way) is not None]
+        if len(given) > 1:
+            both = "both" if len(given) == 2 else "all"
+            raise ValueError(f"{' and '.join(given)} are {both} there: keep one of them")
         return self
 
     @model_validator(mode="after")
@@ -114,6 +119,8 @@ class Optimizer(Component):
             clip_gradients(model.parameters(), self.clip_global_norm)
         if self.clip_adaptive is not None:
             clip_adaptively(model, self.clip_adaptive)
+        if self.clip_value is not None:
+            clip_values(model.parameters(), self.clip_value)
 
 
 class Lamb(Optimizer):

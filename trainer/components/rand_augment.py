@@ -22,7 +22,7 @@ _DRAWS_PER_OP = 5  # which, whether, magnitude, sign, interpolation
 
 # Level in [0, 1], sign and image size in px to the operation's argument. Truncation (np.trunc) is
 # timm's int().
-_ARGUMENTS: dict[str, Callable[[np.ndarray, np.ndarray, int], np.ndarray]] = {
+ARGUMENTS: dict[str, Callable[[np.ndarray, np.ndarray, int], np.ndarray]] = {
     "autocontrast": lambda level, sign, px: level,
     "equalize": lambda level, sign, px: level,
     "invert": lambda level, sign, px: level,
@@ -39,7 +39,7 @@ _ARGUMENTS: dict[str, Callable[[np.ndarray, np.ndarray, int], np.ndarray]] = {
     "translate_x": lambda level, sign, px: level * 0.45 * sign * px,
     "translate_y": lambda level, sign, px: level * 0.45 * sign * px,
 }
-_INCREASING = _ARGUMENTS | {
+INCREASING = ARGUMENTS | {
     "posterize": lambda level, sign, px: 4 - np.trunc(level * 4),
     "solarize": lambda level, sign, px: 256 - np.trunc(level * 256),
     **dict.fromkeys(
@@ -47,6 +47,19 @@ _INCREASING = _ARGUMENTS | {
         lambda level, sign, px: np.maximum(0.1, 1 + level * 0.9 * sign),
     ),
 }
+
+
+def levels(magnitude: float | np.ndarray, std: float | None, draws: np.ndarray) -> np.ndarray:
+    """Strengths in [0, 1] of operations about a magnitude in [0, 10], as timm varies them."""
+    varied = magnitude + (std * ndtri(draws) if std else 0 * draws)
+    return varied.clip(0, _STRONGEST) / _STRONGEST
+
+
+def interpolations(name: str, draws: np.ndarray) -> np.ndarray:
+    """Places in INTERPOLATIONS; "random" is one or the other of two."""
+    bilinear, bicubic = INTERPOLATIONS.index("bilinear"), INTERPOLATIONS.index("bicubic")
+    bicubic_share = {"bilinear": 0.0, "bicubic": 1.0, "random": 0.5}[name]
+    return np.where(draws < bicubic_share, bicubic, bilinear)
 
 
 class RandAugment(FromOperations):
@@ -86,7 +99,7 @@ class RandAugment(FromOperations):
     @property
     def operations(self) -> tuple[str, ...]:
         """The fifteen."""
-        return tuple(_ARGUMENTS)
+        return tuple(ARGUMENTS)
 
     def draw(
         self, seed: int, ids: np.ndarray, image_px: int, num_channels: int = 3
@@ -102,18 +115,21 @@ class RandAugment(FromOperations):
             len(draws), self.num_ops, -1
         ).transpose(2, 0, 1)
         rules, left_out = (
-            _INCREASING if self.increasing else _ARGUMENTS,
+            INCREASING if self.increasing else ARGUMENTS,
             self.left_out(num_channels),
         )
         arguments = {name: rule for name, rule in rules.items() if name not in left_out}
         choice = np.floor(which * len(arguments)).astype(np.int64)
-        level, sign = self._levels(strength), np.where(side < 0.5, 1.0, -1.0)
+        level, sign = (
+            levels(self.magnitude, self.magnitude_std, strength),
+            np.where(side < 0.5, 1.0, -1.0),
+        )
         argument = np.choose(choice, [rule(level, sign, image_px) for rule in arguments.values()])
         places = np.array([OPERATIONS.index(name) for name in arguments])[choice]
         return {
             "operation": np.where(whether < self.op_share, places, 0),
             "argument": argument,
-            "interpolation": self._interpolations(filtering),
+            "interpolation": interpolations(self.interpolation, filtering),
         }
 
     def apply(self, images: Tensor, drawn: dict[str, Tensor], fill: tuple[int, ...]) -> Tensor:
@@ -123,14 +139,3 @@ class RandAugment(FromOperations):
         return operate_in_turn(
             images, drawn["operation"], drawn["argument"], drawn["interpolation"], fill
         )
-
-    def _levels(self, draws: np.ndarray) -> np.ndarray:
-        magnitude = self.magnitude + (
-            self.magnitude_std * ndtri(draws) if self.magnitude_std else 0 * draws
-        )
-        return magnitude.clip(0, _STRONGEST) / _STRONGEST
-
-    def _interpolations(self, draws: np.ndarray) -> np.ndarray:
-        bilinear, bicubic = INTERPOLATIONS.index("bilinear"), INTERPOLATIONS.index("bicubic")
-        bicubic_share = {"bilinear": 0.0, "bicubic": 1.0, "random": 0.5}[self.interpolation]
-        return np.where(draws < bicubic_share, bicubic, bilinear)

@@ -9,11 +9,18 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from trainer.base.component import Component, NonNegative, Positive, Share
 
+
+def _whole(number: float) -> float:
+    """30.0 as 30: one spelling, one digest."""
+    return int(number) if number == int(number) else number
+
+
 NumEpochs = Annotated[int, Field(ge=1)]
+EpochLength = Annotated[float, Field(gt=0), AfterValidator(_whole)]
 Factor = Annotated[float, Field(gt=0, lt=1)]
 Period = Literal["run", "after_warmup"]
 
@@ -22,11 +29,12 @@ class Schedule(Component):
     """What the rate does after its warm-up. All epochs are counted from the start of the run.
 
     has_own_warmup: it says what happens from the first step on, and a recipe gives it no other
-    warm-up.
+    warm-up. has_end: it falls to a rate of its own, at which a cooldown may go on.
     """
 
     kind: ClassVar[str] = "schedule"
     has_own_warmup: ClassVar[bool] = False
+    has_end: ClassVar[bool] = False
 
     @abstractmethod
     def at(
@@ -71,9 +79,18 @@ def scaled_epochs(length: float, epochs: int, epochs_before: int) -> float:
     return round(length * epochs / epochs_before, 6)
 
 
-def whole_epochs(length: int, epochs: int, epochs_before: int) -> int:
+def whole_epochs(length: float, epochs: int, epochs_before: int) -> int:
     """The same in whole epochs, at least one."""
     return max(1, round(scaled_epochs(length, epochs, epochs_before)))
+
+
+def until_epochs_in(epochs: int, epochs_before: int, until_epochs: int | None) -> int | None:
+    """The same share of a run of another length, before its last epoch; None where nothing ends
+    before, or no whole epoch is left after it.
+    """
+    if until_epochs is None:
+        return None
+    return min(whole_epochs(until_epochs, epochs, epochs_before), epochs - 1) or None
 
 
 class _Unscaled(Schedule):
@@ -93,6 +110,8 @@ class _ShareOfPeak(Schedule):
 class _ToEnd(Schedule):
     """Schedules that fall to a rate of their own, in their field `end`."""
 
+    has_end: ClassVar[bool] = True
+
     if TYPE_CHECKING:  # each has the field in its own place
 
         @property
@@ -111,27 +130,15 @@ def _share_done(period: Period, update: int, num_warmup: int, num_updates: int) 
     return (update - skipped) / (num_updates - skipped)
 
 
-class Cosine(_ToEnd, _Unscaled):
-    """Half a cosine from the peak down to `end`.
-
-    period: what the half wave spans. "run" spans all epochs, so that the warm-up covers its
-    beginning and the rate after it starts a little under the peak (timm without prefix);
-    "after_warmup" spans the epochs that are left (torchvision, ConvNeXt).
-
-    Source: Loshchilov and Hutter 2016, arXiv:1608.03983.
+class _OverPeriod(Schedule):
+    """Schedules that span the run, or what the warm-up leaves of it, as their field `period`
+    says.
     """
 
-    name: Literal["cosine"] = "cosine"
-    end: NonNegative
-    period: Period
-    example: ClassVar[dict[str, Any]] = {"end": 0.0, "period": "run"}
+    if TYPE_CHECKING:  # each has the field in its own place
 
-    def at(
-        self, peak: float, update: int, num_warmup: int, num_updates: int, updates_per_epoch: int
-    ) -> float:
-        skipped = 0 if self.period == "run" else num_warmup
-        angle = math.pi * (update - skipped) / (num_updates - skipped)
-        return self.end + 0.5 * (peak - self.end) * (1 + math.cos(angle))
+        @property
+        def period(self) -> Period: ...
 
     def min_steps_after_warmup(self, steps_per_epoch: int) -> int:
         return int(self.starts_after_warmup)
@@ -141,11 +148,40 @@ class Cosine(_ToEnd, _Unscaled):
         return self.period == "after_warmup"
 
 
-class Polynomial(_ToEnd, _Unscaled):
+class Cosine(_ToEnd, _OverPeriod, _Unscaled):
+    """Half a cosine from the peak down to `end`.
+
+    period: what the half wave spans. "run" spans all epochs, so that the warm-up covers its
+    beginning and the rate after it starts a little under the peak (timm without prefix);
+    "after_warmup" spans the epochs that are left (torchvision, ConvNeXt).
+    k_decay: the share of the period that is over is raised to this; above 1 the rate stays high for
+    longer.
+
+    Sources: Loshchilov and Hutter 2016, arXiv:1608.03983; Zhang and Li 2020, arXiv:2004.05909
+    (k-decay).
+    """
+
+    name: Literal["cosine"] = "cosine"
+    end: NonNegative
+    period: Period
+    k_decay: Positive | None = None
+    example: ClassVar[dict[str, Any]] = {"end": 0.0, "period": "run"}
+
+    def at(
+        self, peak: float, update: int, num_warmup: int, num_updates: int, updates_per_epoch: int
+    ) -> float:
+        skipped = 0 if self.period == "run" else num_warmup
+        angle = math.pi * (update - skipped) / (num_updates - skipped)
+        if self.k_decay is not None:
+            angle = math.pi * (angle / math.pi) ** self.k_decay
+        return self.end + 0.5 * (peak - self.end) * (1 + math.cos(angle))
+
+
+class Polynomial(_ToEnd, _OverPeriod, _Unscaled):
     """From the peak down to `end` with the share of the period that is left, raised to `power`; 1
     is a straight line.
 
-    period: what the fall spans, as of a cosine: "run" or "after_warmup".
+    period: what the fall spans, as of a cosine: "run" or "after_warmup". k_decay: as of a cosine.
 
     Source: Liu et al. 2015, arXiv:1506.04579 ("poly"); the form is that of timm's PolyLRScheduler.
     """
@@ -154,20 +190,73 @@ class Polynomial(_ToEnd, _Unscaled):
     power: Positive
     end: NonNegative
     period: Period
+    k_decay: Positive | None = None
     example: ClassVar[dict[str, Any]] = {"power": 0.9, "end": 0.0, "period": "run"}
 
     def at(
         self, peak: float, update: int, num_warmup: int, num_updates: int, updates_per_epoch: int
     ) -> float:
-        left_share = 1 - _share_done(self.period, update, num_warmup, num_updates)
+        done_share = _share_done(self.period, update, num_warmup, num_updates)
+        left_share = 1 - (done_share if self.k_decay is None else done_share**self.k_decay)
         return self.end + (peak - self.end) * left_share**self.power
 
-    def min_steps_after_warmup(self, steps_per_epoch: int) -> int:
-        return int(self.starts_after_warmup)
 
-    @property
-    def starts_after_warmup(self) -> bool:
-        return self.period == "after_warmup"
+class Tanh(_ToEnd, _OverPeriod, _Unscaled):
+    """From about the peak down to about `end` along a hyperbolic tangent between `lower` and
+    `upper`: -6 and 3 start within 1e-5 of the peak and end within 0.3 % of it above `end`.
+
+    period: what the fall spans, as of a cosine: "run" or "after_warmup".
+
+    Raises ValueError for bounds that do not rise.
+    Source: Hsueh et al. 2018, arXiv:1806.01593; the form is that of timm's TanhLRScheduler, whose
+    bounds are -7 and 3.
+    """
+
+    name: Literal["tanh"] = "tanh"
+    lower: float
+    upper: float
+    end: NonNegative
+    period: Period
+    example: ClassVar[dict[str, Any]] = {"lower": -7.0, "upper": 3.0, "end": 0.0, "period": "run"}
+
+    @model_validator(mode="after")
+    def _rises(self) -> Self:
+        if self.lower >= self.upper:
+            raise ValueError(
+                f"lower {self.lower:g} is not below upper {self.upper:g}: change one of them"
+            )
+        return self
+
+    def at(
+        self, peak: float, update: int, num_warmup: int, num_updates: int, updates_per_epoch: int
+    ) -> float:
+        done_share = _share_done(self.period, update, num_warmup, num_updates)
+        place = self.lower + (self.upper - self.lower) * done_share
+        return self.end + 0.5 * (peak - self.end) * (1 - math.tanh(place))
+
+
+class Exponential(_ShareOfPeak, _OverPeriod):
+    """The peak, multiplied by `factor` once an epoch; a rate that moves at every step falls along
+    the curve between.
+
+    period: where the epochs are counted from, the start of the run or the end of the warm-up.
+
+    Source: torchvision's reference script (exponentiallr), after its warm-up.
+    """
+
+    name: Literal["exponential"] = "exponential"
+    factor: Factor
+    period: Period
+    example: ClassVar[dict[str, Any]] = {"factor": 0.97, "period": "after_warmup"}
+
+    def at(
+        self, peak: float, update: int, num_warmup: int, num_updates: int, updates_per_epoch: int
+    ) -> float:
+        skipped = 0 if self.period == "run" else num_warmup
+        return peak * self.factor ** ((update - skipped) / updates_per_epoch)
+
+    def scaled_to(self, epochs: int, epochs_before: int) -> Self:
+        return self.model_copy(update={"factor": self.factor ** (epochs_before / epochs)})
 
 
 class Constant(_ShareOfPeak, _Unscaled):
@@ -185,21 +274,28 @@ class Constant(_ShareOfPeak, _Unscaled):
 class StepDecay(_ShareOfPeak):
     """The peak, multiplied by `factor` after every `every_epochs` epochs, counted from the start of
     the run.
+
+    every_epochs: also a fraction. A rate that is kept for a whole epoch then falls at the first
+    epoch that begins after it, one that moves at every step in the middle of an epoch.
+
+    Source: timm's StepLRScheduler; EfficientNet's 2.4 epochs are Tan and Le 2019, arXiv:1905.11946.
     """
 
     name: Literal["step"] = "step"
-    every_epochs: NumEpochs
+    every_epochs: EpochLength
     factor: Factor
     example: ClassVar[dict[str, Any]] = {"every_epochs": 30, "factor": 0.1}
 
     def at(
         self, peak: float, update: int, num_warmup: int, num_updates: int, updates_per_epoch: int
     ) -> float:
-        return peak * self.factor ** (update // updates_per_epoch // self.every_epochs)
+        return peak * self.factor ** int(update // (self.every_epochs * updates_per_epoch))
 
     def scaled_to(self, epochs: int, epochs_before: int) -> Self:
+        """A whole number of epochs stays one."""
+        scaled = whole_epochs if isinstance(self.every_epochs, int) else scaled_epochs
         return self.model_copy(
-            update={"every_epochs": whole_epochs(self.every_epochs, epochs, epochs_before)}
+            update={"every_epochs": scaled(self.every_epochs, epochs, epochs_before)}
         )
 
 

@@ -15,7 +15,7 @@ from trainer.components.pixels.choice import operate_in_turn
 from trainer.components.pixels.geometry import INTERPOLATIONS
 from trainer.components.pixels.operations import OPERATIONS
 
-_SIGNED = (
+SIGNED = (
     "shear_x",
     "shear_y",
     "translate_x",
@@ -71,12 +71,12 @@ class TrivialAugment(FromOperations):
         choice = np.floor(which * len(ranges)).astype(np.int64)
         bins = np.floor(strength * self.num_bins).astype(np.int64)
         negative = (side < 0.5) & np.isin(
-            choice, [place for place, name in enumerate(ranges) if name in _SIGNED]
+            choice, [place for place, name in enumerate(ranges) if name in SIGNED]
         )
         magnitude = np.stack(list(ranges.values()))[choice, bins] * np.where(negative, -1.0, 1.0)
         places = [OPERATIONS.index(self._placed(name)) for name in ranges]
         operation = np.array(places)[choice]
-        return {"operation": operation, "argument": _arguments(operation, magnitude)}
+        return {"operation": operation, "argument": arguments(operation, magnitude)}
 
     def apply(self, images: Tensor, drawn: dict[str, Tensor], fill: tuple[int, ...]) -> Tensor:
         """The augmented images, [B, C, H, W] uint8 as before. `fill` is not used."""
@@ -90,38 +90,45 @@ class TrivialAugment(FromOperations):
         return f"centered_{name}" if is_centered else name
 
     def _ranges(self) -> dict[str, np.ndarray]:
-        """The strengths of every operation, [num_bins] float64 each; float32 spacing, as
-        torchvision's.
-        """
-        unused = np.zeros(self.num_bins)
-
-        def spaced(start: float, end: float) -> np.ndarray:
-            return torch.linspace(start, end, self.num_bins).double().numpy()
-
-        bits = 8 - (torch.arange(self.num_bins) / ((self.num_bins - 1) / 6)).round()
-        return {
-            "identity": unused,
-            "shear_x": spaced(0.0, 0.99),
-            "shear_y": spaced(0.0, 0.99),
-            "translate_x": spaced(0.0, 32.0),
-            "translate_y": spaced(0.0, 32.0),
-            "rotate": spaced(0.0, 135.0),
-            "brightness": spaced(0.0, 0.99),
-            "color": spaced(0.0, 0.99),
-            "contrast": spaced(0.0, 0.99),
-            "sharpness": spaced(0.0, 0.99),
-            "posterize": bits.double().numpy(),
-            "solarize": spaced(255.0, 0.0),
-            "autocontrast": unused,
-            "equalize": unused,
-        }
+        """The strengths of every operation, [num_bins] float64 each."""
+        return ranges(self.num_bins, 0.99, 32.0, 135.0, 0.99, 6)
 
 
-def _arguments(operation: np.ndarray, magnitude: np.ndarray) -> np.ndarray:
+def ranges(
+    num_bins: int, shear: float, shift_px: float, degrees: float, factor: float, most_bits: int
+) -> dict[str, np.ndarray]:
+    """The strengths of torchvision's operations from none to their ends, [num_bins] float64 each;
+    float32 spacing, as torchvision's. most_bits: that posterize leaves out.
+    """
+    unused = np.zeros(num_bins)
+
+    def spaced(start: float, end: float) -> np.ndarray:
+        return torch.linspace(start, end, num_bins).double().numpy()
+
+    bits = 8 - (torch.arange(num_bins) / ((num_bins - 1) / most_bits)).round()
+    return {
+        "identity": unused,
+        "shear_x": spaced(0.0, shear),
+        "shear_y": spaced(0.0, shear),
+        "translate_x": spaced(0.0, shift_px),
+        "translate_y": spaced(0.0, shift_px),
+        "rotate": spaced(0.0, degrees),
+        "brightness": spaced(0.0, factor),
+        "color": spaced(0.0, factor),
+        "contrast": spaced(0.0, factor),
+        "sharpness": spaced(0.0, factor),
+        "posterize": bits.double().numpy(),
+        "solarize": spaced(255.0, 0.0),
+        "autocontrast": unused,
+        "equalize": unused,
+    }
+
+
+def arguments(operation: np.ndarray, magnitude: np.ndarray) -> np.ndarray:
     """Strengths in the operations' own units: factors around 1, and whole pixels, read against the
     movement.
     """
-    is_named = {name: operation == OPERATIONS.index(name) for name in _SIGNED}
+    is_named = {name: operation == OPERATIONS.index(name) for name in SIGNED}
     factors = (
         is_named["brightness"] | is_named["color"] | is_named["contrast"] | is_named["sharpness"]
     )

@@ -10,11 +10,11 @@ from trainer.convert.draft import Draft
 from trainer.convert.flags import SWITCH, YES_NO, Args, flags
 from trainer.convert.parts import (
     put_clipping,
+    put_colours,
     put_crop,
     put_erasing,
     put_mix,
     put_optimizer,
-    put_rand_augment,
     spare_vectors,
 )
 
@@ -53,7 +53,9 @@ FLAGS = (
         ("--remode", str, "pixel"),
         ("--mixup", float, 0.8),
         ("--cutmix", float, 1.0),
+        ("--mixup_prob", float, 1.0),
         ("--mixup_switch_prob", float, 0.5),
+        ("--mixup_mode", str, "batch"),
         ("--head_init_scale", float, 1.0),
         ("--finetune", str, ""),
         ("--nodes", int, 2),
@@ -111,8 +113,6 @@ FLAGS = (
         ("--weight_decay_end", float, None, "a decay that changes in the course of the run"),
         ("--recount", int, 1, "several erased boxes an image"),
         ("--cutmix_minmax", [float], None, "boxes with bounds of their own"),
-        ("--mixup_prob", float, 1.0, "mixing in some of the steps"),
-        ("--mixup_mode", str, "batch", "a draw for each image"),
     ),
 )
 
@@ -191,13 +191,18 @@ def _put_images(draft: Draft) -> None:
         draft.put("image.test_crop_share", args["crop_pct"])
     else:
         draft.put("image.test_crop_share", 0.875, "crop_pct")
-    if side <= _PADDED_TO_PX:
-        draft.lost.append((args.written("input_size"), "images padded by 4 px, and cut at random"))
     draft.assume("image.test_interpolation", "bicubic", "the script's evaluation resizes so")
-    interpolation = put_crop(draft, args["train_interpolation"], "train_interpolation")
-    crop = "augment.random_resized_crop"
-    draft.assume(f"{crop}.area", (0.08, 1.0), "timm's default")
-    draft.assume(f"{crop}.aspect", (3 / 4, 4 / 3), "timm's default")
+    interpolation = args["train_interpolation"]
+    if side <= _PADDED_TO_PX:
+        draft.put("augment.resize", {"part": "random", "interpolation": "bicubic"})
+    else:
+        interpolation = put_crop(draft, interpolation, "train_interpolation")
+        crop = "augment.random_resized_crop"
+        draft.assume(f"{crop}.area", (0.08, 1.0), "timm's default")
+        draft.assume(f"{crop}.aspect", (3 / 4, 4 / 3), "timm's default")
     draft.put("augment.flip", {})
-    put_rand_augment(draft, interpolation)
+    if side <= _PADDED_TO_PX:
+        why = "the script pads small images by 4 px and cuts at random, and resizes none"
+        draft.assume("augment.pad_crop", {"pad_px": 4, "padding": "black"}, why)
+    put_colours(draft, interpolation)
     put_erasing(draft)

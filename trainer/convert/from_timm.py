@@ -14,15 +14,15 @@ from typing import Any
 from timm.models import get_pretrained_cfg, is_model
 
 import trainer.models.zoo  # noqa: F401  registers its models with timm
-from trainer.convert.draft import Draft
+from trainer.convert.draft import Draft, tidy
 from trainer.convert.parts import (
     multi_step_schedule,
     put_clipping,
+    put_colours,
     put_crop,
     put_erasing,
     put_mix,
     put_optimizer,
-    put_rand_augment,
     scaled_peak,
     spare_vectors,
     step_schedule,
@@ -39,7 +39,7 @@ def convert(draft: Draft, gpus: int) -> None:
     _put_batch(draft, gpus)
     _put_rate(draft)
     put_optimizer(draft, args["opt"], _pairs(args["opt_kwargs"]))
-    spare_vectors(draft)
+    spare_vectors(draft, "no_weight_decay")
     if args["layer_decay"] not in (None, 1.0):
         draft.put("optimizer.layer_decay", args["layer_decay"], "layer_decay")
     put_clipping(draft, args["clip_mode"] if args["clip_grad"] is not None else "")
@@ -107,6 +107,24 @@ def _put_rate(draft: Draft) -> None:
     for key, value in _schedule(draft, peak, after).items():
         draft.put(f"lr.schedule.{key}", value)
     _note_schedule(draft)
+    if not is_constant:
+        _put_noise(draft)
+    if draft.values["lr"]["schedule"].get("period") and args["cooldown_epochs"]:
+        draft.put("lr.cooldown_epochs", args["cooldown_epochs"], "cooldown_epochs")
+        draft.values["epochs"] += args["cooldown_epochs"]
+
+
+def _put_noise(draft: Draft) -> None:
+    """timm's shares are of --epochs, those here of all epochs before a cooldown."""
+    args = draft.args
+    if not args["lr_noise"]:
+        return
+    ratio = args["epochs"] / draft.values["epochs"]
+    shares = [tidy(min(share * ratio, 1.0)) for share in args["lr_noise"]]
+    draft.put("lr.noise.from_share", shares[0])
+    draft.put("lr.noise.to_share", shares[1] if len(shares) > 1 else 1.0)
+    draft.put("lr.noise.std", args["lr_noise_std"], "lr_noise_std")
+    draft.put("lr.noise.limit", args["lr_noise_pct"], "lr_noise_pct")
 
 
 def _schedule(draft: Draft, peak: float, after: int) -> dict[str, Any]:
@@ -120,7 +138,7 @@ def _schedule(draft: Draft, peak: float, after: int) -> dict[str, Any]:
     if kind in ("", "none", None):
         return {"name": "constant"}
     if kind == "step":
-        if args["sched_on_updates"] and args["decay_epochs"] % 1:
+        if args["sched_on_updates"] and after and args["decay_epochs"] % 1:
             draft.lose("decay_epochs", "a step in the middle of an epoch")
         return step_schedule(args["decay_epochs"], args["decay_rate"], epochs, after)
     if kind == "multistep":
@@ -128,30 +146,32 @@ def _schedule(draft: Draft, peak: float, after: int) -> dict[str, Any]:
         ahead = 0 if args["sched_on_updates"] else 1
         places = [after + epoch - ahead for epoch in args["decay_milestones"]]
         return multi_step_schedule(places, args["decay_rate"], epochs)
+    made = {key: value() for key, value in falling.items()}
+    if kind == "tanh":
+        return {"name": "tanh", "lower": -7.0, "upper": 3.0, **made}
+    if args["lr_k_decay"] != 1:
+        made["k_decay"] = args["lr_k_decay"]
     if kind == "poly":
-        made = {key: value() for key, value in falling.items()}
         return {"name": "polynomial", "power": args["decay_rate"], **made}
     if kind != "cosine":
         draft.lose("sched", "the recipe has a cosine in its place")
         if args.is_given("patience_epochs"):
             draft.lose("patience_epochs", "a rate that waits for the score")
-    return {"name": "cosine", **{key: value() for key, value in falling.items()}}
+    return {"name": "cosine", **made}
 
 
 def _note_schedule(draft: Draft) -> None:
     args, schedule = draft.args, draft.values["lr"]["schedule"]
     draws = {"end": "min_lr", "power": "decay_rate", "factor": "decay_rate",
              "every_epochs": "decay_epochs", "at_epochs": "decay_milestones",
-             "period": "warmup_prefix", "name": "sched"}  # fmt: skip
-    for key in schedule:
+             "period": "warmup_prefix", "name": "sched", "k_decay": "lr_k_decay"}  # fmt: skip
+    for key in draws.keys() & schedule:
         if not args.is_given(draws[key]) and draws[key] not in ("decay_milestones",):
             draft.put(f"lr.schedule.{key}", schedule[key], draws[key])
     if args["sched"] in ("cosine", "tanh", "poly"):
         peak = draft.values["lr"]["peak"]
         if args["min_lr"] > peak:
             draft.lose("min_lr", f"an end above the peak {peak:g}")
-        if args["cooldown_epochs"]:
-            draft.lose("cooldown_epochs", "epochs at the end's rate after the schedule")
 
 
 def _put_loss(draft: Draft) -> None:
@@ -199,16 +219,25 @@ def _put_images(draft: Draft) -> None:
     if kept != found:
         draft.lost.append((f"test interpolation {found}", f"the recipe says {kept}"))
     trained = args["train_interpolation"] or found
+    if args["no_aug"]:
+        kept = trained if trained == "bicubic" else "bilinear"
+        draft.put("augment.resize", {"part": "center", "interpolation": kept})
+        return
     interpolation = put_crop(draft, trained, "train_interpolation")
     draft.put("augment.random_resized_crop.area", args["scale"], "scale")
     draft.put("augment.random_resized_crop.aspect", args["ratio"], "ratio")
     if args["hflip"]:
-        draft.put("augment.flip", {})
-        if args["hflip"] != 0.5:
-            draft.lose("hflip", "images flipped by another share than a half; the recipe says 0.5")
-    put_rand_augment(draft, interpolation)
-    if not args["aa"] and args["color_jitter"] and args["color_jitter_prob"] is not None:
-        draft.lose("color_jitter_prob", "colours changed in some images")
+        draft.put("augment.flip", {} if args["hflip"] == 0.5 else {"share": args["hflip"]})
+    if args["vflip"]:
+        draft.put("augment.vertical_flip.share", args["vflip"])
+    put_colours(draft, interpolation)
+    if args["grayscale_prob"]:
+        draft.put("augment.grayscale.share", args["grayscale_prob"])
+    if args["gaussian_blur_prob"]:
+        draft.put("augment.gaussian_blur.share", args["gaussian_blur_prob"])
+        why = "timm's GaussianBlur: 23 px, and torchvision's bounds of the deviation"
+        draft.assume("augment.gaussian_blur.radius_px", (0.1, 2.0), why)
+        draft.assume("augment.gaussian_blur.kernel_px", 23, why)
     put_erasing(draft)
     if args["jsd_loss"] and args["reprob"] and not args["resplit"]:
         draft.lose("reprob", "erasing in the plain split too; here it stays plain")

@@ -40,6 +40,7 @@ FLAGS = (
         ("--lr-min", float, 0.0),
         ("--sync-bn", SWITCH, False),
         ("--auto-augment", str, None),
+        ("--ra-magnitude", int, 9),
         ("--random-erase", float, 0.0),
         ("--model-ema", SWITCH, False),
         ("--model-ema-steps", int, 32),
@@ -80,7 +81,6 @@ FLAGS = (
         ("--pretrained", SWITCH, False, "weights to start from: train with weights="),
         ("--weights", str, None, "weights to start from: train with weights="),
         ("--transformer-embedding-decay", float, None, "a decay of its own for embeddings"),
-        ("--ra-magnitude", int, 9, "torchvision's own RandAugment"),
         ("--augmix-severity", int, 3, "AugMix"),
     ),
 )
@@ -127,7 +127,7 @@ def _put_rate(draft: Draft) -> None:
         start = tidy(args["lr"] * args["lr_warmup_decay"])
         draft.put("lr.warmup_from", start, "lr_warmup_decay")
         if args["lr_warmup_method"] != "linear":
-            draft.lose("lr_warmup_method", "a low rate throughout; the recipe has a straight line")
+            draft.put("lr.warmup_holds", True, "lr_warmup_method")
     draft.assume("lr.updated", "per_epoch", "the script steps its schedule once per epoch")
     for key, value in _schedule(draft, warmup).items():
         draft.put(f"lr.schedule.{key}", value)
@@ -141,7 +141,7 @@ def _schedule(draft: Draft, warmup: int) -> dict[str, Any]:
     if kind == "steplr":
         return step_schedule(args["lr_step_size"], args["lr_gamma"], epochs, warmup)
     if kind == "exponentiallr":
-        return step_schedule(1, args["lr_gamma"], epochs, warmup)
+        return {"name": "exponential", "factor": args["lr_gamma"], "period": "after_warmup"}
     if kind != "cosineannealinglr":
         draft.lose("lr_scheduler", "valid: steplr, cosineannealinglr, exponentiallr")
     return {"name": "cosine", "end": args["lr_min"], "period": "after_warmup"}
@@ -203,8 +203,18 @@ def _put_augment(draft: Draft) -> None:
         draft.put(f"{name}.interpolation", kept, "interpolation")
         why = "off: shears of torchvision since 0.12; those before leave the middle where it is"
         draft.assumed[f"{name}.centered_shear"] = why
+    elif args["auto_augment"] == "ra":
+        name, why = "augment.torchvision_rand_augment", "default of torchvision's RandAugment"
+        draft.assume(f"{name}.num_ops", 2, why)
+        draft.put(f"{name}.magnitude", args["ra_magnitude"], "ra_magnitude")
+        draft.assume(f"{name}.num_bins", 31, why)
+        draft.put(f"{name}.interpolation", kept, "interpolation")
+    elif args["auto_augment"] in ("imagenet", "cifar10", "svhn"):
+        draft.put("augment.torchvision_auto_augment.policy", args["auto_augment"])
+        draft.put("augment.torchvision_auto_augment.interpolation", kept, "interpolation")
     elif args["auto_augment"]:
-        draft.lose("auto_augment", "of torchvision's policies only ta_wide is known")
+        valid = "ta_wide, ra, imagenet, cifar10, svhn"
+        draft.lose("auto_augment", f"valid: {valid}; none is in the recipe")
     if args["random_erase"]:
         name, why = "augment.random_erasing", "default of torchvision's RandomErasing"
         draft.put(f"{name}.share", args["random_erase"])

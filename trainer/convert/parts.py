@@ -30,16 +30,50 @@ def put_crop(draft: Draft, interpolation: str, *keys: str) -> str:
     return found
 
 
-def put_rand_augment(draft: Draft, interpolation: str) -> None:
-    """The RandAugment that --aa names, and timm's colour jitter, which is off beside it."""
+def put_colours(draft: Draft, interpolation: str) -> None:
+    """What --aa names, and timm's colour jitter, which is off beside most of that."""
     args = draft.args
-    text = args["aa"]
-    if not text:
-        if args["color_jitter"]:
-            draft.lose("color_jitter", "brightness, contrast and saturation drawn per image")
+    text = args["aa"] or ""
+    if text:
+        _put_policy(draft, text, interpolation)
+    most = args["color_jitter"] if not text or "3a" in text else 0
+    if not most:
+        return
+    for key in ("brightness", "contrast", "saturation"):
+        draft.put(f"augment.color_jitter.{key}", most, "color_jitter")
+    if args.has("color_jitter_prob") and args["color_jitter_prob"] is not None:
+        put_share(draft, "augment.color_jitter.share", "color_jitter_prob")
+
+
+def put_share(draft: Draft, path: str, key: str) -> None:
+    """A share that is absent where it is 1."""
+    if draft.args[key] < 1:
+        draft.put(path, draft.args[key], key)
+
+
+def _put_policy(draft: Draft, text: str, interpolation: str) -> None:
+    """The policy of --aa."""
+    args = draft.args
+    if text == "3a":
+        draft.put("augment.three_augment.threshold", 128)
+        draft.put("augment.three_augment.radius_px", (0.1, 2.0))
+        return
+    policy, _, rest = text.partition("-")
+    if policy in ("original", "originalr", "v0", "v0r"):
+        std = re.fullmatch(r"mstd(\d+(?:\.\d*)?)", rest)
+        if rest and not std:
+            draft.lose("aa", "valid after a policy: mstd0.5 and the like")
+        draft.put("augment.auto_augment.policy", policy)
+        if std and float(std[1]) > 0:
+            draft.put("augment.auto_augment.magnitude_std", float(std[1]))
+        why = "timm's operations follow the crop's interpolation"
+        draft.assume("augment.auto_augment.interpolation", interpolation, why)
+        return
+    if policy == "augmix":
+        _put_aug_mix(draft, rest.split("-"), interpolation)
         return
     if not text.startswith("rand"):
-        draft.lose("aa", "only RandAugment and TrivialAugment are known; none is in the recipe")
+        draft.lose("aa", "no policy that is known; none is in the recipe")
         return
     fields, left_out = rand_augment_fields(text)
     for key, value in fields.items():
@@ -52,6 +86,27 @@ def put_rand_augment(draft: Draft, interpolation: str) -> None:
     draft.assume(path, interpolation, "timm's operations follow the crop's interpolation")
     for piece, why in left_out:
         draft.lost.append((f"{args.label('aa')} {text}: {piece}", why))
+
+
+def _put_aug_mix(draft: Draft, pieces: list[str], interpolation: str) -> None:
+    """timm's `augmix-m3-w3-d2`."""
+    found = {"m": 3.0, "w": 3.0, "a": 1.0, "d": -1.0}
+    for piece in filter(None, pieces):
+        match = re.fullmatch(r"(mstd|m|w|d|a)(-?\d+(?:\.\d*)?)", piece)
+        if match:
+            found[match[1]] = float(match[2])
+        elif piece != "b0":
+            draft.lost.append((f"{draft.args.label('aa')} {piece}", "blended chain by chain"))
+    name = "augment.aug_mix"
+    draft.put(f"{name}.width", int(found["w"]))
+    if found["d"] > 0:
+        draft.put(f"{name}.depth", int(found["d"]))
+    draft.put(f"{name}.magnitude", min(found["m"], float(_STRONGEST)))
+    if found.get("mstd"):
+        draft.put(f"{name}.magnitude_std", found["mstd"])
+    draft.put(f"{name}.alpha", found["a"])
+    why = "timm's operations follow the crop's interpolation"
+    draft.assume(f"{name}.interpolation", interpolation, why)
 
 
 def rand_augment_fields(text: str) -> tuple[dict[str, Any], list[tuple[str, str]]]:
@@ -110,7 +165,7 @@ def put_mix(draft: Draft) -> None:
     share = args["mixup_switch_prob"] if alpha["mixup"] and alpha["cutmix"] else 0.5
     only = next((kind for kind, at in (("mixup", 0), ("cutmix", 1)) if share == at), None)
     active = [kind for kind in alpha if alpha[kind] and only in (None, kind)]
-    if not active:
+    if not active or args["mixup_prob"] == 0:
         return
     if len(active) == 2:
         draft.put("mix.name", "mixup_or_cutmix")
@@ -121,6 +176,12 @@ def put_mix(draft: Draft) -> None:
         draft.put("mix.name", active[0])
         draft.put("mix.alpha", alpha[active[0]], active[0])
     draft.assume("mix.partner", "reversed", "timm mixes a batch with itself in reverse order")
+    put_share(draft, "mix.mixed_share", "mixup_prob")
+    each = {"elem": "image", "pair": "pair"}.get(args["mixup_mode"])
+    if each is not None:
+        draft.put("mix.each", each)
+    if args.has("mixup_off_epoch") and 0 < args["mixup_off_epoch"] < draft.values["epochs"]:
+        draft.put("mix.until_epochs", args["mixup_off_epoch"])
 
 
 def put_optimizer(draft: Draft, given: str, fields: Mapping[str, Any] | None = None) -> None:
@@ -163,10 +224,10 @@ def put_optimizer(draft: Draft, given: str, fields: Mapping[str, Any] | None = N
         draft.assume("optimizer.clip_global_norm", numbers["max_grad_norm"], why)
 
 
-def spare_vectors(draft: Draft) -> None:
-    """timm's rule of what does not decay."""
-    why = "timm spares all vectors and biases; what a model itself lists: kind no_weight_decay"
-    draft.assume("optimizer.no_decay", ("vectors", "biases"), why)
+def spare_vectors(draft: Draft, *kinds: str) -> None:
+    """timm's rule of what does not decay. kinds: further ones."""
+    why = "timm spares all vectors and biases, and what a model itself lists (no_weight_decay)"
+    draft.assume("optimizer.no_decay", ("vectors", "biases", *kinds), why)
 
 
 def _as_component(name: str, numbers: dict[str, Any]) -> dict[str, Any]:
@@ -201,14 +262,18 @@ def put_clipping(draft: Draft, mode: str) -> None:
             draft.assumed.pop("optimizer.clip_global_norm")
             draft.lost.append((f"LAMB's own clipping to {hidden:g}", "beside adaptive clipping"))
         draft.put("optimizer.clip_adaptive", bound, "clip_grad")
+    elif mode == "value" and "clip_global_norm" not in optimizer:
+        draft.put("optimizer.clip_value", bound, "clip_grad")
+    elif mode == "value":
+        draft.lose("clip_mode", f"beside LAMB's own clipping to {hidden:g}; it is left out")
     else:
-        draft.lose("clip_mode", f"valid: norm and agc; clipping to {bound:g} is left out")
+        draft.lose("clip_mode", f"valid: norm, agc and value; clipping to {bound:g} is left out")
 
 
 def step_schedule(every: float, factor: float, epochs: int, after_epochs: int) -> dict[str, Any]:
     """The rate times `factor` after every so many epochs, which are counted from `after_epochs`."""
-    if after_epochs == 0 and every == int(every):
-        return {"name": "step", "every_epochs": int(every), "factor": factor}
+    if after_epochs == 0:
+        return {"name": "step", "every_epochs": every, "factor": factor}
     counted = range(1, epochs - after_epochs)
     places = [epoch for epoch in counted if epoch // every > (epoch - 1) // every]
     return multi_step_schedule([after_epochs + epoch for epoch in places], factor, epochs)

@@ -242,7 +242,8 @@ def _mixed_targets(plan: Plan, labels: np.ndarray) -> Iterator[Tensor]:
                 torch.from_numpy(labels[ids[:, 1]].astype(np.int64)), num_classes, recipe.smoothing
             )
             units = plan.mixing_units(step, micro_batch)
-            drawn = recipe.mix.drawn(plan.seed, step, units, plan.train_px_at(step))
+            places = np.arange(len(targets)) // recipe.units_together
+            drawn = recipe.mix.drawn(plan.seed, step, units, plan.train_px_at(step), places)
             yield UnitMixes(recipe.mix, drawn, len(targets)).of_targets(targets)
             num_images += len(targets)
         if num_images >= _num_wanted(plan):

@@ -169,6 +169,12 @@ def _fit_lengths(changes: dict[str, Any], recipe: Recipe, adapt: Adapt, num_trai
     if adapt.epochs is None:
         return
     changes["epochs"] = adapt.epochs
+    ending = [(f"augment.{part.name}", part) for part in recipe.augment]
+    for path, part in (*ending, *([("mix", recipe.mix)] if recipe.mix else ())):
+        changes |= changed(path, part, part.scaled_to(adapt.epochs, recipe.epochs))
+    if recipe.lr.cooldown_epochs:
+        share = recipe.lr.cooldown_epochs / recipe.epochs
+        changes["lr.cooldown_epochs"] = round(share * adapt.epochs) or None
     if recipe.lr.warmup_epochs:
         changes |= _warmup_epochs(
             recipe.lr.warmup_epochs / recipe.epochs, adapt.epochs, recipe, adapt

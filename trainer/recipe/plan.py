@@ -61,7 +61,7 @@ class Plan:
 
     def lr_at(self, step: int) -> float:
         """The learning rate of an optimizer step."""
-        return self.recipe.lr.at(step, self.steps_per_epoch, self.recipe.epochs)
+        return self.recipe.lr.at(step, self.steps_per_epoch, self.recipe.epochs, self.seed)
 
     def train_px_at(self, step: int) -> int:
         """The side of the training images of an optimizer step, in px."""
@@ -266,7 +266,7 @@ def _check_warmup(recipe: Recipe, steps_per_epoch: int) -> None:
     does.
     """
     num_steps, needed = (
-        recipe.epochs * steps_per_epoch,
+        recipe.lr.scheduled_epochs(recipe.epochs) * steps_per_epoch,
         recipe.lr.schedule.min_steps_after_warmup(steps_per_epoch),
     )
     if (recipe.lr.warmup_steps or 0) > num_steps - needed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -230,24 +230,33 @@ class Recipe(StrictModel):
         crops = [part.name for part in self.augment if part.crops]
         if not crops:
             found = "augment has no crop, so the images have no common size"
-            raise refuse(("augment",), found, "add random_resized_crop")
+            raise refuse(("augment",), found, "add random_resized_crop or resize")
         if len(crops) > 1:
             raise refuse(("augment",), f"{' and '.join(crops)} both crop", "keep one of them")
         return self
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> Self:
-        warmup_epochs = self.lr.warmup_epochs or 0
+        warmup_epochs, cooldown_epochs = self.lr.warmup_epochs or 0, self.lr.cooldown_epochs or 0
+        if cooldown_epochs >= self.epochs:
+            sentence = (
+                f"lr.cooldown_epochs {cooldown_epochs} leaves nothing of the run's epochs"
+                f" {self.epochs}; leave it out or write less"
+            )
+            raise refuse(("lr", "cooldown_epochs"), sentence, fix={"lr.cooldown_epochs": None})
         # A schedule over what the warm-up leaves needs something left; a length of its own is
         # refused for itself, below.
-        most = self.epochs - min(1, self.lr.schedule.min_steps_after_warmup(1))
+        scheduled = self.lr.scheduled_epochs(self.epochs)
+        most = scheduled - min(1, self.lr.schedule.min_steps_after_warmup(1))
         if warmup_epochs > most:
             sentence = (
                 f"lr.warmup_epochs {warmup_epochs} does not fit into the run's epochs {self.epochs}"
             )
             # what fits best may be all of the run, which then never leaves the warm-up
-            half = self.epochs // 2
-            fix = {"lr.warmup_epochs": half} if half else self.lr.without_warmup("warmup_epochs")
+            half = scheduled // 2
+            fix: dict[str, Any] = (
+                {"lr.warmup_epochs": half} if half else self.lr.without_warmup("warmup_epochs")
+            )
             raise refuse(("lr", "warmup_epochs"), sentence, f"write {most} at most", fix=fix)
         return self
 
@@ -256,22 +265,33 @@ class Recipe(StrictModel):
         """What is counted in epochs lies within the run: a number that is never reached has no
         effect.
         """
-        growth, schedule = self.image.growth, self.lr.schedule
-        lengths: list[tuple[tuple[str, ...], float, float]] = [
-            (("lr", "schedule", key), found, most)
-            for key, found, most in schedule.lengths(self.epochs, self.lr.warmup_epochs or 0)
+        schedule, scheduled = self.lr.schedule, self.lr.scheduled_epochs(self.epochs)
+        of_schedule = schedule.lengths(scheduled, self.lr.warmup_epochs or 0)
+        lengths: list[tuple[tuple[str | int, ...], Any, tuple[str, float, float]]] = [
+            (("lr", "schedule"), schedule, length) for length in of_schedule
         ]
-        if growth is not None:
-            lengths.append((("image", "growth", "to_epoch"), growth.to_epoch, self.epochs))
-        for path, found, most in lengths:
+        if (growth := self.image.growth) is not None:
+            length = "to_epoch", growth.to_epoch, self.epochs
+            lengths.append((("image", "growth"), growth, length))
+        for place, part in self._ending():
+            lengths += [(place, part, length) for length in part.lengths(self.epochs)]
+        for place, part, (key, found, most) in lengths:
             if found > most:
-                before = growth if path[0] == "image" and growth is not None else schedule
-                scaled = before.scaled_to(self.epochs, math.ceil(max(found, self.epochs)))
-                label = ".".join(path)
-                sentence = f"{label} {found:g} does not fit into the run's epochs {self.epochs}"
-                fix = tree.changed(".".join(path[:2]), before, scaled)
-                raise refuse(path, sentence, f"write {most:g} at most", fix=fix)
+                scaled = part.scaled_to(self.epochs, math.ceil(max(found, self.epochs)))
+                label = ".".join(part.name if isinstance(one, int) else one for one in place)
+                sentence = (
+                    f"{label}.{key} {found:g} does not fit into the run's epochs {self.epochs}"
+                )
+                fix = tree.changed(label, part, scaled)
+                raise refuse((*place, key), sentence, f"write {most:g} at most", fix=fix)
         return self
+
+    def _ending(self) -> Iterator[tuple[tuple[str | int, ...], Augmentation | Mixing]]:
+        """What may end before the run does, with its place."""
+        for number, part in enumerate(self.augment):
+            yield ("augment", number), part
+        if self.mix is not None:
+            yield ("mix",), self.mix
 
     @model_validator(mode="after")
     def _average_is_named(self) -> Self:

@@ -356,14 +356,15 @@ def lr_per_epoch(plan: Plan) -> list[float]:
 
 
 def lr_table(plan: Plan) -> Table:
-    """The learning rate at the first step of an epoch: of all, or of ten spread over the run and
-    the first after the warm-up.
+    """The learning rate at the first step of an epoch: of all, or of ten spread over the run, the
+    first after the warm-up and the first of a cooldown.
     """
     rates = lr_per_epoch(plan)
     number = min(_MOST_RATES, len(rates))
     spread = {round(i * (len(rates) - 1) / max(1, number - 1)) for i in range(number)}
     after_warmup = plan.num_warmup_steps // plan.steps_per_epoch
-    shown = sorted(spread | ({after_warmup} & set(range(len(rates)))))
+    cooldown = plan.recipe.lr.scheduled_epochs(len(rates))
+    shown = sorted(spread | ({after_warmup, cooldown} & set(range(len(rates)))))
     table = Table("epoch", "learning rate", box=None, pad_edge=False)
     for epoch in shown:
         table.add_row(str(epoch), f"{rates[epoch]:.3e}")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -85,11 +86,14 @@ class Classification(Task):
         if mixing is None:
             return None
         units, own = plan.mixing_units(*address), None
+        rows = np.arange(len(batch.labels))
         if batch.num_parts > 1:
             part, numbers = plan.part_rows(*address, batch.part, batch.num_parts), list(units)
             units = {numbers[place]: rows for place, rows in part.units.items()}
-            own = part.own if part.has_more else None
-        drawn = mixing.drawn(plan.seed, batch.step, units, batch.images.shape[-1])
+            own, rows = part.own if part.has_more else None, np.array(part.rows)
+        places, epoch = rows // plan.recipe.units_together, batch.step // plan.steps_per_epoch
+        image_px = batch.images.shape[-1]
+        drawn = mixing.drawn(plan.seed, batch.step, units, image_px, places, epoch)
         return UnitMixes(mixing, drawn, len(batch.labels), own)
 
     def targets(self, labels: Tensor) -> Tensor:

@@ -86,7 +86,9 @@ class TimmLoop:
         self.mixup = Mixup(
             mix.mixup_alpha,
             mix.cutmix_alpha,
+            prob=mix.mixed_share or 1.0,
             switch_prob=mix.cutmix_share,
+            mode={"image": "elem", "pair": "pair"}.get(mix.each or "", "batch"),
             label_smoothing=recipe.smoothing or 0.0,
             num_classes=plan.profile.num_classes,
         )

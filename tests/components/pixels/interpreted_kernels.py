@@ -11,7 +11,7 @@ from trainer.base.streams import device_normals
 from trainer.components.augmentation import InKernel
 from trainer.components.erasing import RandomErasing
 from trainer.components.lighting import Lighting
-from trainer.components.mixing import Mix, Mixup, UnitMixes
+from trainer.components.mixing import Mix, Mixup, MixupOrCutMix, UnitMixes
 from trainer.components.pixels import fused
 from trainer.components.pixels.matrices import MATRICES
 from trainer.components.pixels.operations import OPERATIONS, operate
@@ -165,6 +165,20 @@ def test_colours_are_added(few):
     found = made(few, InKernel(colour=drawn["color"]))
     expected = normalized(few) + drawn["color"][:, :, None, None]
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-6, rtol=0)
+
+
+def test_images_with_a_mix_each_are_mixed_as_by_tensors(batch):
+    mixing = MixupOrCutMix(
+        mixup_alpha=0.5, cutmix_alpha=1.0, cutmix_share=0.5, partner="reversed", each="image"
+    )
+    px, number = batch.shape[-1], 9
+    units = mixing.drawn(0, 0, {0: slice(0, number)}, px, np.arange(number))
+    assert len({mix.box is None for mix in units[0][1].each}) == 2
+    mixes, images = UnitMixes(mixing, units, number), batch[:number]
+    by_tensors = mixes.of_images(torch.from_numpy(normalized(images)))
+    np.testing.assert_allclose(
+        made(images, mixes=mixes).numpy(), by_tensors.numpy(), atol=1e-6, rtol=0
+    )
 
 
 @pytest.mark.parametrize("partner", ["reversed", "rolled"])

@@ -4,9 +4,11 @@ level.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 from torch import Tensor
 
 from trainer.components.pixels.geometry import INTERPOLATIONS
@@ -39,6 +41,15 @@ def affine_by_pil(
             for band, plane in zip(result[bands], there.split(), strict=True):
                 band[...] = np.asarray(plane)
     return torch.from_numpy(moved)
+
+
+def filtered_by_pil(images: Tensor, filters: Sequence[ImageFilter.Filter]) -> Tensor:
+    """Each image after its filter: [N, C, H, W] uint8 on a CPU to the same."""
+    done = np.empty(images.shape, np.uint8)
+    for image, result, each in zip(images.numpy(), done, filters, strict=True):
+        for plane, changed in zip(image, result, strict=True):
+            changed[...] = np.asarray(_image(plane[None]).filter(each))
+    return torch.from_numpy(done)
 
 
 def _image(bands: np.ndarray) -> Image.Image:

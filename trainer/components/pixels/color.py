@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.components.pixels.transfer import on
+from trainer.components.transfer import on
 
 
 def grey(images: Tensor) -> Tensor:

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from trainer.components.augmentation import InKernel
-from trainer.components.mixing import UnitMixes
+from trainer.components.mixing import Mix, MixOfEach, UnitMixes
 from trainer.components.pixels import rows
 from trainer.components.pixels.geometry import INTERPOLATIONS
 from trainer.components.pixels.lookup import FIXED, MEASURED
 from trainer.components.pixels.matrices import MATRICES
-from trainer.components.pixels.transfer import colour_on, on
+from trainer.components.transfer import colour_on, on
 
 _NEAREST, _BICUBIC = (INTERPOLATIONS.index(name) for name in ("nearest", "bicubic"))
 _FIXED_POINT = 65536.0  # PIL reads nearest pixels in steps of 2**-16 px
@@ -217,9 +217,19 @@ def _input_rows(num_images: int, augmented: InKernel | None, mixes: UnitMixes | 
     for places, mix in mixes.units:
         unit = numbers[places]
         unit[:, rows.PARTNER] = mixes.mixing.partners(np.arange(num_images)[places])
-        if mix.box is None:
-            floats[places, rows.SHARE], floats[places, rows.REST] = mix.share, 1 - mix.share
-        else:
-            unit[:, rows.PASTED : rows.PASTED + 4] = mix.box
-            floats[places, rows.SHARE] = 1
+        of_images = floats[places]
+        if not isinstance(mix, MixOfEach):
+            _put_mix(unit, of_images, mix)
+            continue
+        for place, one in enumerate(mix.each):
+            _put_mix(unit[place : place + 1], of_images[place : place + 1], one)
     return numbers
+
+
+def _put_mix(numbers: np.ndarray, floats: np.ndarray, mix: Mix) -> None:
+    """One mix into the rows of images: two views of the same [n, COLOUR + its channels]."""
+    if mix.box is None:
+        floats[:, rows.SHARE], floats[:, rows.REST] = mix.share, 1 - mix.share
+    else:
+        numbers[:, rows.PASTED : rows.PASTED + 4] = mix.box
+        floats[:, rows.SHARE] = 1

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from trainer.components.pixels.color import to_bytes
-from trainer.components.pixels.transfer import colour_on, on
+from trainer.components.transfer import colour_on, on
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 _NEAREST, _BILINEAR, _BICUBIC = range(3)

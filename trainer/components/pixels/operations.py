@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,7 +14,7 @@ from trainer.components.pixels.filters import sharpness
 from trainer.components.pixels.geometry import affine
 from trainer.components.pixels.lookup import FIXED, MEASURED, look_up
 from trainer.components.pixels.matrices import MATRICES
-from trainer.components.pixels.transfer import on
+from trainer.components.transfer import on
 
 BLENDS = {"color": color, "sharpness": sharpness}
 # A drawn operation is a place in here. The first one changes nothing.
@@ -47,6 +49,20 @@ def operate(
                 rows,
                 _changed(_taken(images, rows), kind, names, arguments[rows], filters[rows], fill),
             )
+    return done
+
+
+def changed_where(
+    images: Tensor, is_chosen: np.ndarray, change: Callable[[Tensor, np.ndarray], Tensor]
+) -> Tensor:
+    """Some images [B, C, H, W] after `change` of them [N, C, H, W] and their places [N], the others
+    as before. is_chosen: [B] bool.
+    """
+    rows = np.flatnonzero(is_chosen)
+    if not len(rows):
+        return images
+    done = images.clone(memory_format=torch.contiguous_format)
+    _put(done, rows, change(_taken(images.contiguous(), rows), rows))
     return done
 
 

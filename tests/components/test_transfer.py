@@ -6,7 +6,7 @@ import torch
 
 from support.gpu_stub import host_waits
 from trainer.components.pixels.operations import OPERATIONS, operate
-from trainer.components.pixels.transfer import colour_on, on
+from trainer.components.transfer import colour_on, on
 
 CPU = torch.device("cpu")
 
