@@ -129,6 +129,7 @@ def _pixels(
     for _, pixels, bad in batches_of(
         paths, classifier.image, photos.batch_images, settings.num_workers, Watch(photos.check)
     ):
+        photos.check()  # loader processes that are waited for ask it too, but there may be none
         errors += bad
         found += len(pixels)
         if len(pixels):
