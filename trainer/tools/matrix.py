@@ -29,7 +29,8 @@ MODELS = (
     "resnet18", "resnet50", "resnet50d", "resnext50_32x4d", "resnet101", "convnext_atto",
     "convnext_tiny", "mobilenetv2_100", "efficientnet_b0", "ghostnet_100", "vgg11_bn",
     "deit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "pvt_v2_b0", "levit_128s",
-    "tnt_s_legacy_patch16_224",
+    "tnt_s_legacy_patch16_224", "cct_7_3x1_32", "cvt_13", "pvt_tiny", "t2t_vit_7",
+    "shufflenet_v1_g3_100",
 )  # fmt: skip
 
 # Small enough for these models per recipe; two micro-batches, so that their gradients and BatchNorm

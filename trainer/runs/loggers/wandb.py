@@ -31,7 +31,7 @@ class Wandb(PackageTracker):
         self._folder, runs = about.folder, Path(about.folder).parent
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "rsb"),
-            mode=os.environ.get("WANDB_MODE", "offline"),
+            mode=os.environ.get("WANDB_MODE", "offline"),  # type: ignore[arg-type]  # it checks
             dir=str(runs),
             id=run_id or uuid.uuid4().hex[:16],
             name=about.run,
