@@ -59,6 +59,7 @@ def test_a_cell_is_trained_as_its_own_job_with_the_settings_of_the_sweep(tmp_pat
         "checkpoint_s": 5.0,
         "runs": shared.runs,
         "results": shared.results,
+        "track": "",
     }
     assert given == [(repeat.job, "cpu", machine, None, None)]
 

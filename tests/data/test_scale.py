@@ -168,7 +168,10 @@ def test_a_row_and_a_checkpoint_are_as_long_after_more_steps(tmp_path):
         state.loss_sum += optimizer_step(state, window, step)
         state.progress.step, state.progress.loss_steps = step + 1, step + 1
         if step in (1, 21):
-            saved, outcome = io.BytesIO(), SimpleNamespace(state=state, status="diverged")
+            saved, outcome = (
+                io.BytesIO(),
+                SimpleNamespace(state=state, status="diverged", run=SimpleNamespace(curve={})),
+            )
             torch.save(state.state_dict(), saved)
             row = make_row("name", plan, settings, data, outcome, None)
             lengths.append(

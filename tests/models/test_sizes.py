@@ -8,7 +8,7 @@ from trainer.base.settings import make_settings
 from trainer.data.dataset import open_data
 from trainer.engine.state import TrainingState
 from trainer.engine.train import train
-from trainer.models.build import build_model
+from trainer.models.build import build_model, size_options
 from trainer.recipe.plan import PlanError
 from trainer.runs.export import timm_facts
 from trainer.runs.job import Job, plan_of
@@ -47,6 +47,19 @@ def test_families_take_the_bundled_images_or_say_in_one_line_what_does(model):
 def test_at_its_own_size_nothing_is_passed_to_a_model():
     plan = planned("deit_tiny_patch16_224", "image.train_px=224 image.test_px=224")
     assert timm_facts(plan, ())["model_args"] == {}
+
+
+@pytest.mark.parametrize(("model", "px"), [("crossvit_9_240", 32), ("maxvit_tiny_tf_224", 448)])
+def test_a_model_that_takes_the_images_as_timm_builds_it_stays_so(model, px):
+    plan = planned(model, f"image.train_px={px} image.test_px={px}")
+    assert size_options(plan) == {}
+
+
+def test_sizes_that_grow_interpolate_position_embeddings():
+    growth = "from_px: 32, from_epoch: 0, to_epoch: 5, multiple_px: 16, updated: per_epoch"
+    overrides = f"image.train_px=64 image.test_px=64 'image.growth={{{growth}}}'"
+    plan = planned("deit_tiny_patch16_224", overrides)
+    assert size_options(plan) == {"img_size": 64, "dynamic_img_size": True}
 
 
 def test_another_test_size_interpolates_position_embeddings_as_timm_does():

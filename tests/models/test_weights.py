@@ -9,7 +9,7 @@ import safetensors.torch
 import timm
 import torch
 
-from trainer.models.initialization import load_pretrained
+from trainer.models.initialization import is_head_loaded, load_pretrained
 from trainer.models.spec import Pretrained
 from trainer.models.weights import WeightsError, as_model_names, read_weights, weights_path
 
@@ -234,3 +234,21 @@ def test_a_new_head_stays_random(tmp_path, source):
     replacement = load_pretrained(model, of(path).model_copy(update={"head": "new"}), 10)
     assert torch.equal(model.fc.weight, before) and "fc.weight" not in replacement.places
     assert torch.equal(model.conv1.weight, source["conv1.weight"])
+
+
+@pytest.mark.parametrize("model", ["levit_128s", "deit_tiny_distilled_patch16_224"])
+def test_both_heads_of_a_distilled_model_are_its_classifier(tmp_path, model):
+    """They are loaded together, and start anew together for other classes or where it is asked."""
+    source = timm.create_model(model, num_classes=10)
+    names = {name for name, _ in source.named_parameters() if name.startswith("head")}
+    path = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file(source.state_dict(), path)
+    same_classes, others = (timm.create_model(model, num_classes=number) for number in (10, 7))
+    kept = load_pretrained(same_classes, of(path), 10)
+    assert is_head_loaded(same_classes, [kept]) and names <= set(kept.places)
+    for built, pretrained in (
+        (others, of(path)),
+        (same_classes, of(path).model_copy(update={"head": "new"})),
+    ):
+        anew = load_pretrained(built, pretrained, built.num_classes)
+        assert not is_head_loaded(built, [anew]) and not names & set(anew.places)

@@ -15,6 +15,9 @@ from trainer.base.errors import printable
 from trainer.base.terminal import open_terminal
 from trainer.runs.own_runs import OwnRun, own_runs
 
+_COLUMNS = ["run", "recipe", "model", "data", "epochs", "state", "top-1 %", "deviations", "folder"]
+_IN_NAME = ("recipe", "model", "data")
+_WIDE = 160  # columns of a terminal that has room for all
 _MOST_DEVIATIONS = 4  # named in the table
 _MOST_ROWS_ALONE = 20  # without a run folder, in the table
 
@@ -30,14 +33,16 @@ def list_runs(runs: Path, results: Path, as_json: bool) -> None:
         return
     alone = [one.run for one in found if one.folder is None]
     left_out = set(alone[:-_MOST_ROWS_ALONE])
-    table = Table(
-        "run", "recipe", "model", "data", "epochs", "state", "top-1 %", "deviations", "folder"
-    )
-    table.columns[0].no_wrap = True
+    out = open_terminal()
+    # a run's name says the recipe, model and data once more: they go first where it is narrow
+    shown = _COLUMNS if out.width >= _WIDE else [name for name in _COLUMNS if name not in _IN_NAME]
+    table = Table(*shown)
+    for column in table.columns:
+        column.no_wrap = column.header in ("epochs", "state", "top-1 %")
     for one in found:
         if one.run not in left_out or one.folder:
-            table.add_row(*(Text(text, overflow="fold") for text in _cells(one, runs)))
-    out = open_terminal()
+            cells = dict(zip(_COLUMNS, _cells(one, runs), strict=True))
+            table.add_row(*(Text(cells[name], overflow="fold") for name in shown))
     out.print(table)
     if left_out:
         out.print(f"and {len(left_out)} older rows without a run folder: json=1", markup=False)

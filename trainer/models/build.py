@@ -110,20 +110,34 @@ def takes_option(model: str, **option: Any) -> bool:
 
 def size_options(plan: Plan) -> dict[str, Any]:
     """timm's arguments for a model of one image size, as most transformers are: it is built for the
-    recipe's training images, and where it is evaluated at another size, its position embeddings are
-    interpolated for that. Empty where the model takes images of any size, or has these by itself,
-    and where its class cannot be built so: `assemble` refuses it then.
+    recipe's training images, and where it is shown another size too, its position embeddings are
+    interpolated for that. Empty where the model as timm builds it takes all of these sizes, and
+    where its class has no such arguments: `assemble` refuses it then.
     """
     model, image = plan.model, plan.recipe.image
     config = timm.models.get_pretrained_cfg(model)
     if config is None or not config.fixed_input_size:
         return {}
     options: dict[str, Any] = {}
-    if config.input_size[-1] != image.train_px and takes_option(model, img_size=image.train_px):
+    if not _takes_size(model, image.train_px) and _takes_size(
+        model, image.train_px, img_size=image.train_px
+    ):
         options["img_size"] = image.train_px
-    if image.test_px != image.train_px and takes_option(model, dynamic_img_size=True):
-        options["dynamic_img_size"] = True
+    others = {image.test_px, *_train_sizes(plan)} - {image.train_px}
+    is_dynamic = options | {"dynamic_img_size": True}
+    if not all(_takes_size(model, px, **options) for px in others) and all(
+        _takes_size(model, px, **is_dynamic) for px in others
+    ):
+        options = is_dynamic
     return options
+
+
+def _takes_size(model: str, image_px: int, **options: Any) -> bool:
+    """Does a timm model with these arguments take images of a size? Asked on the meta device."""
+    if not takes_option(model, **options):
+        return False
+    with torch.device("meta"):
+        return refusal(timm.create_model(model, **options), 3, image_px) is None
 
 
 def _check_sizes(plan: Plan, model: nn.Module) -> None:

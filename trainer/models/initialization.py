@@ -216,12 +216,21 @@ def _classifier_name(model: nn.Module) -> str | None:
     return next((name for name, module in model.named_modules() if module is classifier), None)
 
 
+def _head_places(model: nn.Module) -> tuple[str, ...]:
+    """What the names of a classifier's weights begin with; of both of a distilled model's."""
+    classifier = classifier_of(model)
+    heads = list(classifier) if isinstance(classifier, nn.ModuleList) else [classifier]
+    named = model.named_modules()
+    return tuple(f"{name}." for name, each in named if any(each is head for head in heads))
+
+
 def is_head_loaded(model: nn.Module, replacements: Iterable[Replacement]) -> bool:
     """Is the classifier the one of `pretrained`, and not a new one? replacements: of the model's
     initialization.
     """
     loaded = [one.places for one in replacements if one.part == "pretrained"]
-    return any(f"{_classifier_name(model)}.weight" in places for places in loaded)
+    heads = _head_places(model)
+    return any(key.startswith(heads) for places in loaded for key in places)
 
 
 def load_pretrained(model: nn.Module, pretrained: Pretrained, num_classes: int) -> Replacement:
@@ -237,14 +246,14 @@ def load_pretrained(model: nn.Module, pretrained: Pretrained, num_classes: int) 
     """
     weights = _pretrained_file(pretrained)
     own = model.state_dict()
-    prefix = f"{_classifier_name(model)}."
-    head = sorted(key for key in own if key.startswith(prefix))
+    heads = _head_places(model)
+    head = sorted(key for key in own if key.startswith(heads))
     weights = as_model_names(model, weights)
     tensors, notes = dict(weights.tensors), list(weights.notes)
     new = _new_head(pretrained, tensors, own, head)
     if new:
         notes.append(f"random: {', '.join(head)}: {new}, {num_classes} classes here")
-        tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(prefix)}
+        tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(heads)}
     first = _first_convolution(model)
     if _differs_in_channels(tensors.get(first), own.get(first)):
         before, now = tensors[first].shape[1], own[first].shape[1]

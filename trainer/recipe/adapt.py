@@ -126,9 +126,12 @@ def rates_by_rule(recipe: Recipe, deviations: Sequence[Deviation]) -> dict[str, 
 
 
 def images_of_rate(deviations: Sequence[Deviation]) -> int | None:
-    """Images per step that a recipe's own rate was made for; None where a run has the recipe's."""
+    """Images per step that a recipe's own rate was made for; None where a run has the recipe's, and
+    where a row says it as text.
+    """
     changes = (c for c in deviations if c.path == "batch.images" and c.origin != "file")
-    return next((change.before for change in changes), None)
+    before = next((change.before for change in changes), None)
+    return before if isinstance(before, int) else None
 
 
 def _rate_ratio(recipe: Recipe, adapt: Adapt) -> float:

@@ -425,17 +425,19 @@ def _expected(
 
 
 def parent_of(plan: Plan) -> dict[str, str | None]:
-    """The run whose weights a plan starts from, as its row names it; empty where they are no
-    run's.
+    """The run whose weights a plan starts from, as its row names it, with the digest of its last
+    ones if they are those; empty where they are no run's.
     """
     pretrained = plan.recipe.model and plan.recipe.model.pretrained
     if not pretrained or pretrained.file is None:
         return {}
+    path = weights_path(pretrained.file)
     try:
-        row = read_row_file(weights_path(pretrained.file).parent / "row.json")
+        row = read_row_file(path.parent / "row.json")
     except UserError:  # no run's folder, or none any more
         return {}
-    return {"parent": row.run, "parent_sha256": row.weights_sha256}
+    is_last = path.name == "model.safetensors"  # not those of its best epoch
+    return {"parent": row.run, "parent_sha256": row.weights_sha256 if is_last else None}
 
 
 def _write_end(

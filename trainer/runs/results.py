@@ -105,7 +105,8 @@ class Row(StrictModel):
     kept beside the last ones (keep=best); chosen on val, so that epoch's score is no result.
     stop_if: what would have ended the run early (off_track), so that its score is of a run that was
     not. weights_sha256: of the scored weights, see `weights_digest`. parent: the run whose weights
-    it started from (weights=<run>), parent_sha256: their digest, as that run's row has it.
+    it started from (weights=<run>), parent_sha256: the digest of its last weights, if it
+    were those.
     """
 
     run: Name

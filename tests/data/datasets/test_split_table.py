@@ -114,3 +114,29 @@ def test_a_table_as_data_names_the_command_that_splits_it(photos):
     done = rsb("split", "--data", table)
     assert done.exit_code == 0, done.output
     assert find_profile(str(split_name(table))).num_val == 3
+
+
+def test_images_named_alike_elsewhere_are_all_of_the_class(make_folder, tmp_path):
+    """The table lies in a folder of its own, so that their paths begin with two points."""
+    make_folder(name="imgs", a={"x": 6}, b={"x": 6})
+    (tmp_path / "lists").mkdir()
+    paths = [f"../imgs/{part}/x/{i}.jpg" for part in "ab" for i in range(6)]
+    table = write(tmp_path / "lists/labels.csv", *((path, "x") for path in paths))
+    counts = split_table(table, tmp_path / "out", 0.3)
+    assert sum(counts.values()) == 12
+    assert len(names(tmp_path / "out", "train")) == counts["train"]
+    assert len(names(tmp_path / "out", "val")) == counts["val"]
+
+
+def test_one_file_by_two_paths_is_refused(photos, tmp_path):
+    rows = [("rose/1.jpg", "rose"), ("rose/2.jpg", "rose"), ("rose/../rose/1.jpg", "rose")]
+    with pytest.raises(DataError, match="line 2 too"):
+        split_table(write(photos / "labels.csv", *rows), tmp_path / "out", 0.2)
+
+
+def test_a_column_without_a_val_row_is_refused_before_a_folder_is_made(photos, tmp_path):
+    rows = [(path, label, "train") for path, label in images(photos)]
+    table = write(photos / "labels.csv", *rows, head="path,label,split")
+    with pytest.raises(DataError, match="no row of val"):
+        split_table(table, tmp_path / "out", 0.2)
+    assert not (tmp_path / "out").exists()

@@ -65,6 +65,7 @@ def photos(tmp_path_factory):
     for name, shape in (("a.jpg", (60, 80, 3)), ("b.png", (50, 41, 4)), ("c.png", (33, 90))):
         coarse = generator.integers(0, 256, shape, dtype=np.uint8)
         Image.fromarray(coarse).resize((97, 64)).save(folder / name)
+    Image.fromarray(generator.integers(0, 2**16, (40, 50), dtype=np.uint16)).save(folder / "d.png")
     return folder
 
 

@@ -52,7 +52,7 @@ def test_a_card_says_what_a_reader_needs(finished):
         row["model"],
         f"{row['top1_pct']:.2f}",
         row["weights_sha256"],
-        "A2.v1",
+        "A2.v2",
     ):
         assert said in text
     for one in row["deviations"]:

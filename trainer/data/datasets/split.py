@@ -126,6 +126,12 @@ def split_table(table: Path, out: Path, val_share: float, is_again: bool = False
                 raise DataError(
                     f"{table}:{row.line}: split {split!r}", f"use train, {', '.join(_VAL_WORDS)}"
                 )
+    empty = {"train", "val"} - {split for split, _, _ in links}
+    if is_split and empty:
+        raise DataError(
+            f"{table}: its column split has no row of {' and '.join(sorted(empty))}",
+            "write some, or leave the column out",
+        )
     how = {"column": table.name} if is_split else {"val_share": val_share, "rule": RULE}
     counts = _link(out, links, {"of": str(table.resolve()), **how}, is_again)
     return counts | ({"left_out": left_out} if left_out else {})
@@ -179,13 +185,12 @@ def _link(
 
 
 class TableRow(NamedTuple):
-    """One row of a table of images. line: in its file. given: the path as written. split: in small
+    """One row of a table of images. line: in its file. split: in small
     letters, perhaps empty.
     """
 
     line: int
     path: Path
-    given: str
     label: str
     split: str
 
@@ -213,13 +218,15 @@ def _read_table(table: Path) -> list[TableRow]:
                 f"{where}: path {given!r}, label {label!r}",
                 "use a file's path and a label that a folder can be named",
             )
-        if path.suffix.lower() not in EXTENSIONS or not path.is_file():
+        is_image = path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
+        if not is_image or not path.is_file():
             raise DataError(
                 f"{where}: {path} is no image file", f"use a file of {' '.join(EXTENSIONS)}"
             )
-        if path in rows:
-            raise DataError(f"{where}: {path} is in line {rows[path].line} too", "keep one")
-        rows[path] = TableRow(line, path, str(given), name, str(split or "").strip().lower())
+        real = Path(os.path.realpath(path))
+        if real in rows:
+            raise DataError(f"{where}: {path} is in line {rows[real].line} too", "keep one")
+        rows[real] = TableRow(line, path, name, str(split or "").strip().lower())
     if not rows:
         raise DataError(f"{table}: has no row", "use one for each image")
     return list(rows.values())
@@ -270,11 +277,15 @@ def _parquet_columns(table: Path) -> tuple[dict[str, list], list[int]]:
 
 
 def _names_of(rows: list[TableRow]) -> list[str]:
-    """The names of a class's images: of their files, or of their whole paths where those meet."""
+    """The names of a class's images: of their files, or, where two files are named alike, of their
+    whole paths below the folder that holds all of the class.
+    """
     counts = Counter(row.path.name for row in rows)
+    folders = [os.path.abspath(row.path.parent) for row in rows]
+    common = os.path.commonpath(folders)
     return [
         row.path.name
         if counts[row.path.name] == 1
-        else "__".join(Path(row.given).parts).strip("/_")
-        for row in rows
+        else "__".join([*Path(folder).relative_to(common).parts, row.path.name])
+        for row, folder in zip(rows, folders, strict=True)
     ]

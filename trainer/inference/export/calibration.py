@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from trainer.base.errors import UserError
 from trainer.base.settings import Settings
 from trainer.data.transforms import scored_inputs
 from trainer.data.workers import Watch
@@ -27,10 +28,16 @@ def chosen(paths: Sequence[Path]) -> tuple[Path, ...]:
 def inputs_of(
     classifier: Classifier, paths: Sequence[Path], settings: Settings, check: Callable[[], None]
 ) -> list[np.ndarray]:
-    """The model's input [1, C, px, px] float32 of each image that can be read."""
+    """The model's input [1, C, px, px] float32 of each image that can be read.
+
+    Raises UserError where none can.
+    """
     batches = batches_of(paths, classifier.image, 16, settings.num_workers, Watch(check))
     normal = (scored_inputs(pixels, classifier.image, settings) for _, pixels, _ in batches)
-    return [one[None] for images in normal for one in images.numpy()]
+    found = [one[None] for images in normal for one in images.numpy()]
+    if not found:
+        raise UserError(f"images: none of {len(paths)} can be read", "use others for int8=1")
+    return found
 
 
 @dataclass(frozen=True)

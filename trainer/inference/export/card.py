@@ -23,19 +23,22 @@ def model_card(folder: Path, license: str = "") -> str:
             f"{folder}: the run has not finished; rerun the command that started it to resume"
         )
     row = read_row_file(folder / "row.json")
-    recipe, _ = recipe_of(folder)
+    recipe, facts = recipe_of(folder)
+    num_classes = facts["profile"]["num_classes"]
     named = f"license: {license}\n" if license else ""
     head = (
         f"---\nlibrary_name: timm\npipeline_tag: image-classification\n{named}tags:\n- timm\n---\n"
     )
-    return head + "\n".join([f"# {row.run}", "", *_facts(row, recipe, license), "", *_use(row)])
+    return head + "\n".join(
+        [f"# {row.run}", "", *_facts(row, recipe, license, num_classes), "", *_use(row)]
+    )
 
 
-def _facts(row: Row, recipe: Recipe, license: str) -> list[str]:
+def _facts(row: Row, recipe: Recipe, license: str, num_classes: int) -> list[str]:
     score = "none: the training diverged"
     if row.top1_pct is not None:
         score = f"top-1 {row.top1_pct:.2f} %"
-        if row.top5_pct is not None:
+        if row.top5_pct is not None and num_classes > 5:
             score += f", top-5 {row.top5_pct:.2f} %"
         score += f" of {row.num_val_images:,} images of its split `{row.split}`"
     commit = "" if row.commit is None else f", commit `{row.commit[:12]}`"

@@ -23,6 +23,8 @@ def push(folder: Path, repo: str, license: str, is_private: bool) -> str:
     from huggingface_hub.utils import get_token
 
     card = model_card(folder, license)
+    if not (folder / "model.safetensors").exists():
+        raise UserError(f"{folder}: has no model, its training diverged", "use run=<another>")
     if get_token() is None:
         raise UserError(
             "push: no token of the Hugging Face Hub", "run hf auth login, or set HF_TOKEN"

@@ -22,7 +22,10 @@ side, path = facts["size_px"], str(Path(__file__).parent / facts["file"])
 {opened}
 {resize}
 for file in sys.argv[1:]:
-    image = Image.open(file).convert("RGB"){to_grey}
+    image = Image.open(file)
+    if image.mode.startswith("I"):  # 16 bits a pixel
+        image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+    image = image.convert("RGB"){to_grey}
     size = [int(facts["resize_px"] * length / min(image.size)) for length in image.size]
     image = resized(image, *size)
     left, top = (round((length - side) / 2) for length in image.size)

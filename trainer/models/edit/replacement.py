@@ -161,7 +161,8 @@ def inside_attention(model: nn.Module) -> set[str]:
 
 def input_channels(model: nn.Module) -> int:
     """The input channels of a model."""
-    return next(module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d))
+    found = (module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d))
+    return next(found, getattr(model, "in_chans", 3))  # T2T-ViT has no convolution
 
 
 def classifier_of(model: nn.Module) -> nn.Module | None:
