@@ -65,7 +65,7 @@ def test_the_suggestion_is_json_with_what_it_holds_for_and_how_to_use_it(written
         "lr.peak",
         32,
         "test_resnet",
-        "A1.v1",
+        "A1.v2",
     )
     assert facts["rules"]["steepest"]["median"] == suggestion.rules["steepest"].median
     assert [one["value"] for one in facts["candidates"]] == [
@@ -128,7 +128,7 @@ def test_the_name_tells_what_was_asked_and_changes_with_it():
     plan, asked = small_plan(), {"from": 1e-6}
     name = lr_find_name(plan, "f" * 64, asked)
     assert (
-        name.startswith("lr-find-A2.v1-test_resnet-digits-") and len(name.rpartition("-")[2]) == 6
+        name.startswith("lr-find-A2.v2-test_resnet-digits-") and len(name.rpartition("-")[2]) == 6
     )
     assert name == lr_find_name(plan, "f" * 64, asked)
     others = (

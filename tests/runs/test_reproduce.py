@@ -145,13 +145,13 @@ def test_again_of_again_is_the_same_run(tmp_path):
         ({"versions": provenance.versions() | {"torch": "1.0"}}, "torch is .*, the row's was 1.0"),
         ({"versions": {}}, "python is .*, the row's was not recorded"),
         (
-            {"run": "A2.v1-resnet18-digits-s0-000000"},
-            "its record leads to A2.v1-resnet18-digits-s0-.* now",
+            {"run": "A2.v2-resnet18-digits-s0-000000"},
+            "its record leads to A2.v2-resnet18-digits-s0-.* now",
         ),
         ({"seed": 1}, "its record leads to"),
         (
-            {"run": "A2.v1-resnet18-digits-s0-000000", "resolved_recipe": None},
-            "this row was stored before .* A2.v1-resnet18-digits-s0-.* now",
+            {"run": "A2.v2-resnet18-digits-s0-000000", "resolved_recipe": None},
+            "this row was stored before .* A2.v2-resnet18-digits-s0-.* now",
         ),
     ],
 )
@@ -178,7 +178,7 @@ def test_other_images_are_a_reason():
 
 def test_a_page_or_a_data_set_that_is_not_here_is_named(tmp_path):
     made = row_of(Job("A2", "resnet18"), is_old=True)
-    with pytest.raises(UserError, match="recipe=nobody.v1"):
+    with pytest.raises(UserError, match="recipe=nobody.v2"):
         plan_again(made.model_copy(update={"recipe": "nobody"}), tmp_path)
     with pytest.raises(UserError, match="data=flowers: unknown"):
         plan_again(made.model_copy(update={"data": "flowers"}), tmp_path)

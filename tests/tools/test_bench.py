@@ -196,7 +196,7 @@ def test_the_command_measures_a_small_run_and_stores_what_it_says(tmp_path):
     )
     assert (
         facts["verdict"].split(":")[0] in " ".join(done.output.split())
-        and facts["recipe"] == "A3.v1"
+        and facts["recipe"] == "A3.v2"
     )
 
 

@@ -7,7 +7,6 @@ writes such characters out: \\x1b.
 
 from __future__ import annotations
 
-import os
 import sys
 import unicodedata
 from collections.abc import Iterable
@@ -59,9 +58,8 @@ def _readable(mark: str) -> str:
 
 def open_terminal(least_columns: int = 140, stderr: bool = False) -> Terminal:
     """The terminal; where the output goes into a file or a pipe, lines are wide enough for every
-    table, or as COLUMNS says.
+    table.
     """
     stream = sys.stderr if stderr else sys.stdout
-    is_known = stream.isatty() or os.environ.get("COLUMNS", "").isdigit()
-    width = None if is_known else least_columns
+    width = None if stream.isatty() else least_columns
     return Terminal(soft_wrap=True, width=width, stderr=stderr)
