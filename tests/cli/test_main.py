@@ -176,7 +176,7 @@ def test_the_plan_estimates_time_memory_and_cores_for_gpus_that_are_not_here(tmp
     words = ("plan", "--recipe", "A1", "--data", "imagenet-1k", "--results", tmp_path)
     text = " ".join(rsb(*words, "--gpus", "8").output.split())
     assert "8 GPUs, bf16" in text and "at least" in text and "A100" in text  # no row: published
-    assert "activations of 256 images" in text and "6 a GPU, 48 in all" in text
+    assert "activations of 256 images" in text and "5 a GPU, 40 in all" in text
     half = float(re.search(r"activations of 256 images at once ([\d.]+)", text)[1])
     text = " ".join(rsb(*words, "--gpus", "8", "--precision", "float32").output.split())
     whole = float(re.search(r"activations of 256 images at once ([\d.]+)", text)[1])

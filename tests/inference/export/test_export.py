@@ -207,7 +207,7 @@ def test_export_compares_on_photos_and_overwrites_only_when_asked(weights, photo
     done = exported(weights, tmp_path / "out", "--images", photos)
     assert done.exit_code == 0, done.output
     record = json.loads((tmp_path / "out" / "export.json").read_text())
-    assert record["agreement"]["num_images"] == record["agreement"]["num_same"] == 3
+    assert record["agreement"]["num_images"] == record["agreement"]["num_same"] == 4
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "model.onnx", "preprocessing.json", "use.py", "export.json"
     }  # fmt: skip
@@ -235,7 +235,8 @@ def test_a_file_that_does_not_run_is_one_line(weights, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Onnx, "engine", lambda *_: broken)
     done = exported(weights, tmp_path / "out")
-    assert done.exit_code == 2 and done.stderr.count("\n") == 1 and "two images" in done.stderr
+    assert done.exit_code == 2 and "two images" in done.stderr.strip()
+    assert "\n" not in done.stderr.strip()  # a bar leaves an empty line
     assert list(tmp_path.iterdir()) == []
 
 
