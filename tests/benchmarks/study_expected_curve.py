@@ -81,10 +81,11 @@ def page(results: Path) -> str:
     """The study as a page, of its rows."""
     earlier_rows = [row_of(seed, OVERRIDES, results) for seed in EARLIER]
     expected = verdicts(earlier_rows[0], ExpectedCurve(earlier_rows))
-    lines = []
+    lines, ended = [], list(earlier_rows)
     kinds = [(seed, OVERRIDES, "healthy") for seed in HEALTHY]
     for seed, overrides, what in [*kinds, *((seed, WILD_OVERRIDES, "LR x 10") for seed in WILD)]:
         row = row_of(seed, overrides, results)
+        ended.append(row)
         before = [row_of(seed, OVERRIDES, results) for seed in range(min(seed, HEALTHY[-1] + 1))]
         earlier = ExpectedCurve(before)
         cells = [
@@ -99,7 +100,8 @@ def page(results: Path) -> str:
     return _PAGE.format(
         recipe=RECIPE, model=MODEL, data=DATA, overrides=OVERRIDES, wild=WILD_OVERRIDES,
         wild_seed=WILD[0], names=names, heads=heads, rules="|---" * (2 + len(expected)) + "|",
-        spread=spread, rows="\n".join(lines), first=earlier_rows[0].run,
+        spread=spread, rows="\n".join(lines), ends=", ".join(f"`{row.run}` {row.top1_pct:.2f}" for row in ended),
+        first=earlier_rows[0].run,
         version=f"{wild.recipe}.v{wild.version}", num_val=wild.num_val_images,
     )  # fmt: skip
 
@@ -119,6 +121,8 @@ Top-1 in percent of val, how many sigma from the earlier rows, and what is said.
 {rules}
 | seeds 0 to 4 | mean ± s | {spread} |
 {rows}
+
+Top-1 at the end, in percent: {ends}.
 
 Each run with ten times the rate was first trained with `stop_if=off_track`, which ended it with exit 1 and no row where the table first says so; the
 same command without it resumed it to the row above. torchvision-v1 (SGD) was tried before, with one seed: there a rate ten times as high has caught up

@@ -97,15 +97,17 @@ def assembled(plan: Plan) -> tuple[nn.Module, tuple[Replacement, ...]]:
 
 
 def takes_option(model: str, **option: Any) -> bool:
-    """Does the class of a timm model accept an option, and this value of it? Built on the meta
-    device: no weights.
-    """
+    """Does the class of a timm model accept an option, and this value of it?"""
+    return _without_weights(model, **option) is not None
+
+
+def _without_weights(model: str, **options: Any) -> nn.Module | None:
+    """A timm model on the meta device; None where its class does not take the options."""
     try:
         with torch.device("meta"):
-            timm.create_model(model, **option)
+            return timm.create_model(model, **options)
     except (TypeError, ValueError, AssertionError, RuntimeError):
-        return False
-    return True
+        return None
 
 
 def size_options(plan: Plan) -> dict[str, Any]:
@@ -119,9 +121,8 @@ def size_options(plan: Plan) -> dict[str, Any]:
     if config is None or not config.fixed_input_size:
         return {}
     options: dict[str, Any] = {}
-    if not _takes_size(model, image.train_px) and _takes_size(
-        model, image.train_px, img_size=image.train_px
-    ):
+    is_own = config.input_size[-1] == image.train_px or _takes_size(model, image.train_px)
+    if not is_own and _takes_size(model, image.train_px, img_size=image.train_px):
         options["img_size"] = image.train_px
     others = {image.test_px, *_train_sizes(plan)} - {image.train_px}
     is_dynamic = options | {"dynamic_img_size": True}
@@ -134,10 +135,9 @@ def size_options(plan: Plan) -> dict[str, Any]:
 
 def _takes_size(model: str, image_px: int, **options: Any) -> bool:
     """Does a timm model with these arguments take images of a size? Asked on the meta device."""
-    if not takes_option(model, **options):
-        return False
+    built = _without_weights(model, **options)
     with torch.device("meta"):
-        return refusal(timm.create_model(model, **options), 3, image_px) is None
+        return built is not None and refusal(built, 3, image_px) is None
 
 
 def _check_sizes(plan: Plan, model: nn.Module) -> None:

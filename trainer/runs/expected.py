@@ -57,7 +57,7 @@ class Verdict:
 
     def __str__(self) -> str:
         off = f"{abs(self.sigma):.1f} sigma"
-        told = {
+        verdict = {
             "on track": "on track",
             "above": f"{off} above",
             "below": f"{off} below; off track if the next is too",
@@ -65,7 +65,7 @@ class Verdict:
         }[self.state]
         return (
             f"epoch {self.epoch:>4}  {self.top1_pct:.2f}, rows before {self.mean_pct:.2f} ±"
-            f" {self.std_pct:.2f} ({self.num_seeds} seeds): {told}"
+            f" {self.std_pct:.2f} ({self.num_seeds} seeds): {verdict}"
         )
 
 
@@ -149,15 +149,15 @@ def expected_curve(
     if len(rows) >= FEWEST_SEEDS:
         curve = ExpectedCurve(list(rows.values()))
         return curve, f"expected   each evaluation is compared with {len(rows)} earlier rows {what}"
-    told = (
+    found = (
         f"{len(rows)} of the {len(named)} rows {what} {'is a' if len(rows) == 1 else 'are'}"
         f" finished run{'s' * (len(rows) != 1)} of another seed on these images over"
         f" {counted(plan.recipe.epochs, 'epoch')} with scores by epoch; {FEWEST_SEEDS} are needed"
     )
     if expect or is_needed:
         option = f"expect={expect}" if expect else "stop_if=off_track"
-        raise UserError(f"{option}: {told}", "run other seeds first, or name others by expect=")
-    return None, f"expected   nothing yet: {told}" if rows else ""
+        raise UserError(f"{option}: {found}", "run other seeds first, or name others by expect=")
+    return None, f"expected   nothing yet: {found}" if rows else ""
 
 
 def _chosen(
