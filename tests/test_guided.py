@@ -67,6 +67,8 @@ def guided(reader: str, number: int, folder: Path) -> None:
         reader,
         f"-atheris_runs={number}",
         "-seed=1",
+        # the largest image that PIL admits, 179 megapixels, takes 1.5 GB beside the program's own
+        "-rss_limit_mb=3072",
         str(first),
     ]
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=300)

@@ -36,6 +36,7 @@ RESAMPLING = {
     "bilinear_no_antialias": NO_ANTIALIAS,
 }
 Box = tuple[float, float, float, float]  # (left, top, right, bottom) in px
+_ROWS_AT_ONCE = 256
 _ODD_MODES = {
     "CMYK": "CMYK",
     "P": "palette",
@@ -435,6 +436,11 @@ def _raw_mode(image: Image.Image) -> str:
 def _to_rgb(image: Image.Image) -> Image.Image:
     white = _white(image)
     if white is not None:
-        grey = (np.asarray(image).astype(np.int64) * 255 + white // 2) // white
-        image = Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8))
+        values = np.asarray(image)
+        grey = np.empty(values.shape, dtype=np.uint8)
+        for top in range(0, len(grey), _ROWS_AT_ONCE):  # int64 of a whole image would be 8 times it
+            rows = slice(top, top + _ROWS_AT_ONCE)
+            scaled = (values[rows].astype(np.int64) * 255 + white // 2) // white
+            grey[rows] = np.clip(scaled, 0, 255)
+        image = Image.fromarray(grey)
     return image.convert("RGB")
