@@ -74,6 +74,7 @@ def assemble(plan: Plan) -> tuple[nn.Module, tuple[Replacement, ...]]:
         torch.manual_seed(streams.torch_seed(plan.seed, "weights"))
         model, replacements = assembled(plan)
         replacements += initialize_weights(model, plan.recipe.model, plan.profile.num_classes)
+        model = plan.recipe.of_task.model_of(plan, model)
         _check_sizes(plan, model)
         _check_sample(plan, model)
         _check_joined(plan, model)
@@ -85,7 +86,9 @@ def assemble(plan: Plan) -> tuple[nn.Module, tuple[Replacement, ...]]:
 
 
 def assembled(plan: Plan) -> tuple[nn.Module, tuple[Replacement, ...]]:
-    """The same without forking: initialized from torch's global generator as it stands."""
+    """The timm model with the recipe's parts, before its task makes a model of it: initialized from
+    torch's global generator as it stands.
+    """
     section, image_px = plan.recipe.model, plan.recipe.image.train_px
     options = _model_options(plan) | size_options(plan)
     parts = [] if section is None else [part for _, part in section.parts()]

@@ -196,6 +196,8 @@ def make_plan(
         plugins=dict(loaded_plugins() if plugins is None else plugins),
     )
     _check_name(plan)
+    if recipe.task is None:
+        recipe.of_task.check(plan)
     for part in parts_of(recipe):
         part.check(plan)
     return plan
