@@ -33,6 +33,7 @@ NUM_CELLS = {
     "norm-micro-batch": 12,
     "recipes": 12,
     "repeated-augmentation": 4,
+    "retinanet-focal": 4,
     "roadmap": 17,
     "rsb-ingredients": 12,
     "rsb-loss": 8,

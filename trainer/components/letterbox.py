@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import AfterValidator, Field
 
+from trainer.base.errors import UserError
 from trainer.base.streams import uniforms
 from trainer.components.augmentation import Crop
 from trainer.components.boxes import ascending, drawn_start
@@ -37,6 +38,15 @@ class Letterbox(Crop):
     @property
     def antialias(self) -> bool:
         return self.interpolation != "bilinear_no_antialias"
+
+    def check(self, plan) -> None:
+        super().check(plan)
+        if not plan.recipe.of_task.takes_padding:
+            raise UserError(
+                f"augment.{self.name}: it reaches out of the image, which task"
+                f" {plan.recipe.of_task.name} does not take",
+                "use resize",
+            )
 
     def draw(
         self, seed: int, ids: np.ndarray, heights: np.ndarray, widths: np.ndarray

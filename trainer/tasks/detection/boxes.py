@@ -20,10 +20,17 @@ from torch import Tensor
 from trainer.components.letterbox import whole_box
 from trainer.components.task import Moved
 from trainer.data.datasets.layouts import Layout, TargetSet
-from trainer.data.datasets.members import read_image
-from trainer.data.decode import RESAMPLING, BadImage, Planes, train_square
-from trainer.data.detection import coco, voc
-from trainer.data.detection.annotations import Annotations, Fault
+from trainer.data.datasets.members import content_of, read_image
+from trainer.data.decode import (
+    RESAMPLING,
+    BadImage,
+    Planes,
+    named,
+    open_content,
+    train_square,
+)
+from trainer.tasks.detection import coco, voc
+from trainer.tasks.detection.annotations import Annotations, Fault
 from trainer.data.evaluation import never_skipped
 from trainer.data.index import DataError
 
@@ -82,23 +89,31 @@ class BoxSet(TargetSet):
         return self.annotations.folder / self.annotations.names[i]
 
     def read(self, i: int) -> Image.Image | Planes:
-        """Image i. Raises BadImage, also for unusable annotations, and for a file of another size
-        than they say: its boxes would lie elsewhere.
-        """
-        self.read_target(i)
+        """Image i. Raises BadImage, also for annotations that cannot be used."""
+        self._boxes(i)
         image = read_image(self.path(i), self.num_channels)
-        self._check_size(i, image)
+        self._check_size(i, image.size)
         return image
 
     def read_target(self, i: int) -> Boxes:
-        """The boxes of image i. Raises BadImage."""
+        """The boxes of image i. Raises BadImage, also where the image has another size than they
+        were made for.
+        """
+        boxes, path = self._boxes(i), self.path(i)
+        with named(path):
+            image = open_content(content_of(path))
+        is_array = isinstance(image, np.ndarray)
+        self._check_size(i, image.shape[1::-1] if is_array else image.size)
+        return boxes
+
+    def _boxes(self, i: int) -> Boxes:
         faults = self._faults.get(i, [])
         if faults:
-            named = "; ".join(map(str, faults[:_MOST_NAMED]))
+            listed = "; ".join(map(str, faults[:_MOST_NAMED]))
             rest = len(faults) - _MOST_NAMED
             more = f"; and {rest} more" if rest > 0 else ""
             raise BadImage(
-                f"unusable in {self.annotations.file.name}: {named}{more}",
+                f"unusable in {self.annotations.file.name}: {listed}{more}",
                 "mend or remove them",
                 place=str(self.path(i)),
             )
@@ -110,19 +125,18 @@ class BoxSet(TargetSet):
         return [self.annotations.file, *map(self.path, range(self.num_images))]
 
     def look_at_target(self, i: int, image: Image.Image | Planes) -> tuple[np.ndarray, tuple]:
-        self._check_size(i, image)
-        boxes = self.read_target(i)
+        self._check_size(i, image.size)
+        boxes = self._boxes(i)
         odd = [] if len(boxes.labels) else ["no box"]
         odd += ["crowds or difficult boxes"] if boxes.is_crowd.any() else []
         return np.bincount(boxes.labels, minlength=len(self.classes)), tuple(odd)
 
-    def _check_size(self, i: int, image: Image.Image | Planes) -> None:
-        wanted = tuple(self.annotations.sizes[i].tolist())
-        if tuple(image.size) != wanted:
-            width, height = image.size
+    def _check_size(self, i: int, size: Sequence[int]) -> None:
+        wanted, found = self.annotations.sizes[i].tolist(), list(size)
+        if found != wanted:
             raise BadImage(
-                f"{width} x {height} px, where {self.annotations.file.name} says"
-                f" {wanted[0]} x {wanted[1]}",
+                f"{found[0]} x {found[1]} px, where {self.annotations.file.name} says"
+                f" {wanted[0]} x {wanted[1]}: boxes would lie elsewhere",
                 "use the images that were annotated",
                 place=str(self.path(i)),
             )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.base.json_text import json_file
-from trainer.data.detection.annotations import Annotations, Gathered
+from trainer.tasks.detection.annotations import Annotations, Gathered
 from trainer.data.index import DataError
 
 _SPLITS = {"train": "train", "val": "val(?:id|idation)?"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-from trainer.data.detection.annotations import Annotations, Gathered
+from trainer.tasks.detection.annotations import Annotations, Gathered
 from trainer.data.index import DataError
 
 # the lists that a split may have, the first that is there

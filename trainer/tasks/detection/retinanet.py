@@ -23,7 +23,7 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 
 from trainer.base.errors import PlanError
 from trainer.components.losses import ImageLoss
-from trainer.models.detection.detector import (
+from trainer.tasks.detection.detector import (
     NO_CLASS,
     ConstantParts,
     Detector,
@@ -59,6 +59,10 @@ class RetinaNetModel(nn.Module):
         levels = self.pyramid({str(place): one for place, one in enumerate(features)})
         made = self.head(list(levels.values()))
         return torch.cat([made["cls_logits"], made["bbox_regression"]], dim=2)
+
+    def get_classifier(self) -> nn.Module:
+        """What is new beside the backbone: what timm's name of a classifier is for."""
+        return nn.ModuleList([self.pyramid, self.head])
 
 
 class RetinaNet(Detector):

@@ -15,7 +15,7 @@ from trainer.base.errors import PlanError, UserError
 from trainer.components.losses import ImageLoss
 from trainer.components.task import Moved, TaskSection
 from trainer.data.datasets.builtin import ImageSet
-from trainer.data.detection.box_set import (
+from trainer.tasks.detection.boxes import (
     BoxEvaluation,
     padded,
     training_targets,
@@ -23,13 +23,11 @@ from trainer.data.detection.box_set import (
 )
 from trainer.data.loader import MicroBatch
 from trainer.data.transforms import autocast, model_inputs, scored_inputs
-from trainer.models.detection.detector import NO_CLASS, Detector
-from trainer.models.detection.retinanet import RetinaNet
-from trainer.tasks.base import Prediction, Scores, Shown, Task
-from trainer.tasks.coco_score import COLUMNS, check_pycocotools, matched, mean_precision
+from trainer.tasks.detection.detector import NO_CLASS, Detector
+from trainer.tasks.detection.retinanet import RetinaNet
+from trainer.tasks.base import Prediction, Scores, Shown, Task, count_of
+from trainer.tasks.detection.score import COLUMNS, check_pycocotools, matched, mean_precision
 from trainer.tasks.constant import lowest_constant_loss
-
-__all__ = ["Detection", "DetectionScores", "DetectionSection", "RetinaNet"]
 
 _IMAGES_AT_ONCE = 8  # that are scored: a batch of an evaluation has many, and their maps are large
 _SHOWN_ABOVE = 0.3  # scores of the boxes in a picture
@@ -174,8 +172,7 @@ class Detection(Task):
         )
         if not all(0 <= value <= 100 for value in (*values, *of_classes) if value is not None):
             raise ValueError(f"scores {values}, {of_classes}")
-        num_images = int(record["num_images"])
-        return DetectionScores(num_images, record["loss_nats"], *values, of_classes)
+        return DetectionScores(count_of(record, "num_images"), record["loss_nats"], *values, of_classes)
 
     def shown(self, pictures: np.ndarray, targets: Tensor, classes: Sequence[str]) -> list[Shown]:
         """Each image with its boxes."""
@@ -210,14 +207,14 @@ class Detection(Task):
             for row in rows
             if row[4] >= _SHOWN_ABOVE
         ]
-        answers = [
+        answers = tuple(
             {
-                "box": [round(side, 2) for side in row[:4].tolist()],
                 "class": classes[int(row[5])],
                 "score": round(float(row[4]), 4),
+                "box": [round(side, 2) for side in row[:4].tolist()],
             }
             for row in rows
-        ]
+        )
         line = f"{len(shown)} boxes of {_SHOWN_ABOVE:g} or more" + _per_class(shown, classes)
         return Prediction({".png": with_boxes(image, shown, classes)}, line, answers)
 
@@ -261,9 +258,9 @@ class DetectionSection(TaskSection):
 
     name: Literal["detection"] = "detection"
     detector: Detector
-    scores: ClassVar[Mapping[str, str]] = {"map_pct": "mAP", "map50_pct": "mAP@50"}
+    scores: ClassVar[tuple[str, ...]] = ("map_pct", "map50_pct")
     takes_padding: ClassVar[bool] = True
-    moves_pixels: ClassVar[bool] = False
+    ignores_places: ClassVar[bool] = False
     is_timms: ClassVar[bool] = False
     answers_with_pictures: ClassVar[bool] = True
     example: ClassVar[dict[str, Any]] = {"detector": {"name": "retinanet", **RetinaNet.example}}
@@ -284,15 +281,13 @@ class DetectionSection(TaskSection):
     def check(self, plan) -> None:
         super().check(plan)
         recipe, image = plan.recipe, plan.recipe.image
-        for key, found in (("mix", recipe.mix), ("smoothing", recipe.smoothing)) + (
-            ("repeats", recipe.repeats),
-            ("augment_splits", recipe.augment_splits),
-        ):
-            if found:
-                raise PlanError(
-                    f"{key}: not possible with task detection", f'use set="{key}=null"', path=(key,)
-                )
-        if not recipe.loss.of_image.asks_each_class:
+        for path in _refused(recipe):
+            raise PlanError(
+                f"{path}: not with task detection, whose targets are boxes",
+                f'use set="{path}=null"',
+                fix={path: None},
+            )
+        if not recipe.loss.of_image.asks_each_class or recipe.loss.compares_splits:
             raise PlanError(
                 f"loss {recipe.loss.name}: an anchor may have no class, which it cannot answer",
                 'use set="loss={name: focal, gamma: 2.0, alpha: 0.25, sum_classes: true}", or bce',
@@ -300,14 +295,9 @@ class DetectionSection(TaskSection):
             )
         if image.test_crop_share != 1 or image.test_flip:
             raise PlanError(
-                "image: task detection shows an image whole and once",
+                "image: task detection is scored on whole images, each seen once",
                 'use set="image.test_crop_share=1.0 image.test_flip=false"',
-                path=("image",),
-            )
-        if image.growth and image.growth.shrink:
-            raise PlanError(
-                "image.growth.shrink: leaves boxes where they were", "leave it out",
-                path=("image", "growth", "shrink"),
+                fix={"image.test_crop_share": 1.0, "image.test_flip": False},
             )
         sides = {"train_px": image.train_px, "test_px": image.test_px}
         sides |= {"growth.multiple_px": image.growth.multiple_px} if image.growth else {}
@@ -316,8 +306,30 @@ class DetectionSection(TaskSection):
 
     def check_settings(self, plan, settings) -> None:
         check_pycocotools()
+        if settings.loader != "torch":
+            raise UserError(f"loader={settings.loader}: reads no boxes", "use loader=torch")
         if settings.cuda_graphs:
             raise UserError(
-                "cuda_graphs=1: the loss of detection depends on how many boxes there are",
+                "cuda_graphs=1: there are other numbers of boxes in every step",
                 "use cuda_graphs=0",
             )
+
+
+def _refused(recipe) -> list[str]:
+    """The keys of a recipe that are on and mean whole images, or would leave boxes behind."""
+    start = recipe.model.start if recipe.model else None
+    growth = recipe.image.growth
+    are_on = {
+        "mix": recipe.mix,
+        "smoothing": recipe.smoothing,
+        "repeats": recipe.repeats,
+        "augment_splits": recipe.augment_splits,
+        "image.growth.shrink": growth and growth.shrink,
+        "model.head_init_scale": recipe.model and recipe.model.head_init_scale,
+        "model.start.head_std": start and start.head_std is not None,
+        "model.start.head_bias": start and start.head_bias is not None,
+    }
+    moving = [one for one in recipe.augment if one.stage != "decode" and not one.keeps_places]
+    return [path for path, is_on in are_on.items() if is_on] + [
+        f"augment.{one.name}" for one in moving
+    ]

@@ -1,1 +1,0 @@
-"""Detectors: what stands on a timm model to find boxes, their losses and their answers."""
