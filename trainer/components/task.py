@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 from torch import Tensor, nn
@@ -67,6 +67,10 @@ class TaskSection(Component):
         """Batches (images [B, C, H, W] uint8, targets [B, ...]) by number, every image of the set
         once, in order; BadImage in place of a batch with one that is bad.
         """
+
+    def model_options(self) -> dict[str, Any]:
+        """Arguments of timm for the body of its model, by timm's names."""
+        return {}
 
     def model_of(self, plan, body: nn.Module) -> nn.Module:
         """The model of a plan around a timm model with the recipe's parts, initialized or with its
