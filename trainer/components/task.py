@@ -4,6 +4,7 @@ trainer.tasks; here is what recipes, data and models ask of them.
 
 from __future__ import annotations
 
+import functools
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -88,6 +89,7 @@ class TaskSection(Component):
             )
 
 
+@functools.cache
 def default_task() -> TaskSection:
     """Of a recipe that names none."""
     return next(one for one in registered(TaskSection) if tag_of(one) == CLASSIFICATION)()

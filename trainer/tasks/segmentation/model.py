@@ -33,6 +33,10 @@ class SegmentationModel(nn.Module):
         found = [resized(self.heads[name](features), images.shape[-2:]) for name in names]
         return found[0] if len(found) == 1 else (found[0], found[1])
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """timm's name of it, for the backbone."""
+        self.body.set_grad_checkpointing(enable)
+
     def get_classifier(self) -> nn.Module:
         """What is new beside the backbone: what timm's name of a classifier is for."""
         return self.heads
