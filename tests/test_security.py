@@ -47,10 +47,10 @@ from trainer.runs import lock as claims
 from trainer.runs.checkpoint import load_checkpoint, save_checkpoint
 from trainer.runs.job import Job, run_job
 from trainer.runs.loggers.first_batch import draw_first_batch
-from trainer.tasks import task_of
 from trainer.runs.remote_rows import pull_rows
 from trainer.runs.results import RowError, read_row, read_row_file, row_path, rows_folder, store_row
 from trainer.runs.run_folder import recipe_of
+from trainer.tasks import task_of
 
 ROOT = Path(__file__).parent.parent
 OUTSIDE = (

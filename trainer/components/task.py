@@ -4,9 +4,10 @@ trainer.tasks; here is what recipes, data and models ask of them.
 
 from __future__ import annotations
 
+import functools
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 from torch import Tensor, nn
@@ -68,6 +69,10 @@ class TaskSection(Component):
         once, in order; BadImage in place of a batch with one that is bad.
         """
 
+    def model_options(self) -> dict[str, Any]:
+        """Arguments of timm for the body of its model, by timm's names."""
+        return {}
+
     def model_of(self, plan, body: nn.Module) -> nn.Module:
         """The model of a plan around a timm model with the recipe's parts, initialized or with its
         weights loaded. Draws from torch's global generator.
@@ -84,6 +89,7 @@ class TaskSection(Component):
             )
 
 
+@functools.cache
 def default_task() -> TaskSection:
     """Of a recipe that names none."""
     return next(one for one in registered(TaskSection) if tag_of(one) == CLASSIFICATION)()

@@ -20,7 +20,7 @@ from trainer.data.datasets.builtin import (
     open_beton_set,
     open_set,
 )
-from trainer.data.datasets.layouts import layout_of
+from trainer.data.datasets.layouts import TargetSet, layout_of
 from trainer.data.datasets.packed import holds_files
 from trainer.data.datasets.split import split_of
 from trainer.data.evaluation import evaluation_batches
@@ -94,6 +94,8 @@ class OpenedData:
         """What the validation images are, for the row: "val", and by which rule where the command
         split made it; "test" or "valid" where those stand for it.
         """
+        if isinstance(self.val, TargetSet):
+            return self.val.stand_in or "val"
         if not isinstance(self.val, FolderSet):
             return "val"
         return self.val.index.stand_in or split_of(self.val.index.folder.parent)

@@ -218,12 +218,13 @@ def find_metric(name: str) -> Metric:
     """The metric of a name: one of METRICS, or a score of a task ("mIoU" for mIoU_pct). Raises
     UserError for an unknown one.
     """
-    of_tasks = {
+    if name in METRICS:
+        return METRICS[name]
+    known = METRICS | {
         score.removesuffix("_pct"): Metric(score.removesuffix("_pct"), score_label(score), "%", 2)
-        for task in registered(TaskSection)
+        for task in registered(TaskSection)  # which takes a second to import
         for score in task.scores
     }
-    known = of_tasks | METRICS
     if name not in known:
         raise UserError(
             f"metric={name}: unknown metric{did_you_mean(name, known)}; valid: {', '.join(known)}"

@@ -27,13 +27,15 @@ class TargetSet(ABC):
     """One split of images with targets of a task's own; it has the properties of an ImageSet too.
 
     labels: [N] int32, what images are told apart by where they are split evenly; all zero where
-    nothing tells them apart. fingerprint: sha256 (hex) over names and sizes of all files.
+    nothing tells them apart. fingerprint: sha256 (hex) over names and sizes of all files. stand_in:
+    the name of the split that is taken for validation, where none is called so; else empty.
     """
 
     num_images: int
     num_channels: int
     classes: tuple[str, ...]
     fingerprint: str
+    stand_in: str
     is_in_memory = False
 
     @property
