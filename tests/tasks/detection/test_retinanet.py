@@ -151,14 +151,14 @@ def test_the_constant_level_is_below_any_constant_answer_and_near_the_best(pair)
 @pytest.mark.parametrize("model", ["convnext_atto", "tf_efficientnet_lite0", "pvt_v2_b0", "resnet10t"])
 def test_other_backbones_have_the_same_anchors(model):
     spec = SPEC.model_copy(update={"channels": 16, "norm_groups": 4})
-    ours = spec.build(timm.create_model(model), 3)
+    ours = spec.build(timm.create_model(model), NUM_CLASSES)
     outputs = ours(torch.randn(1, 3, 64, 64))
-    assert outputs.shape == (1, 9 * (64 + 16 + 4 + 1 + 1), 7)
+    assert outputs.shape == (1, 9 * (64 + 16 + 4 + 1 + 1), NUM_CLASSES + 4)
     loss = spec.loss(outputs, padded(BOXES[:1]), 64, FOCAL)
     loss.backward()
     assert all(weight.grad is not None for weight in ours.parameters())
     # rare answers at first: the paper's prior of 0.01
-    assert outputs[..., :3].sigmoid().mean().item() == pytest.approx(0.01, rel=0.2)
+    assert outputs[..., :NUM_CLASSES].sigmoid().mean().item() == pytest.approx(0.01, rel=0.2)
     assert math.isfinite(loss.item())
 
 
