@@ -32,7 +32,7 @@ from trainer.data.decode import (
 from trainer.tasks.detection import coco, voc
 from trainer.tasks.detection.annotations import Annotations, Fault
 from trainer.data.evaluation import never_skipped
-from trainer.data.index import DataError
+from trainer.data.index import STAND_INS, DataError
 
 LEAST_SIDE_PX = 1.0  # of what is left of a box in a training image; less is no thing to be found
 _MOST_NAMED = 3
@@ -64,6 +64,12 @@ class BoxSet(TargetSet):
     @property
     def classes(self) -> tuple[str, ...]:
         return self.annotations.classes
+
+    @property
+    def stand_in(self) -> str:
+        """The split that is taken for validation, where none is called so; else empty."""
+        file = self.annotations.file
+        return next((name for name in STAND_INS if name in (file.stem, file.parent.name)), "")
 
     @cached_property
     def fingerprint(self) -> str:
