@@ -15,6 +15,7 @@ from trainer.engine.evaluate import evaluate
 from trainer.engine.state import TrainingState
 from trainer.runs.job import Job, plan_of
 
+MODEL = "test_resnet"
 CLASSES = {"bar": (200, 30, 30), "block": (30, 30, 220)}
 RECIPE = """\
 name: tiny-boxes
@@ -23,7 +24,7 @@ title: "a detector of coloured rectangles"
 source: "these tests"
 task:
   name: detection
-  detector: {name: retinanet, channels: 16, anchor_px: 16, extra_from: p5, box_loss: l1,
+  detector: {name: retinanet, channels: 16, norm_groups: 4, anchor_px: 16, extra_from: p5, box_loss: l1,
     least_score: 0.05, nms_iou: 0.5, most_found: 20}
 epochs: 2
 batch: {images: 8, norm_images: 2}
@@ -92,7 +93,8 @@ def recipe(folder: Path, **lines: str) -> Path:
     for key, line in lines.items():
         start = text.index(f"\n{key}:") + 1
         end = next(
-            place for place in range(text.index("\n", start) + 1, len(text) + 1)
+            place
+            for place in range(text.index("\n", start) + 1, len(text) + 1)
             if place == len(text) or text[place] != " "
         )
         text = f"{text[:start]}{key}: {line}\n{text[end:]}"
@@ -104,7 +106,7 @@ def recipe(folder: Path, **lines: str) -> Path:
 def words(folder: Path, data: Path, workers: int = 0, more: str = "") -> list[str]:
     """Those of a run of RECIPE on a folder of boxes."""
     named = {
-        "recipe": recipe(folder), "model": "resnet10t", "data": data, "device": "cpu",
+        "recipe": recipe(folder), "model": MODEL, "data": data, "device": "cpu",
         "workers": workers, "checkpoint-s": 0, "runs": folder / "runs",
         "results": folder / "results", "set": more,
     }  # fmt: skip
@@ -113,7 +115,7 @@ def words(folder: Path, data: Path, workers: int = 0, more: str = "") -> list[st
 
 def planned(ranks, recipe_file: str, data: str, overrides: str = ""):
     """The plan of RECIPE for a number of ranks."""
-    job = Job(recipe=recipe_file, model="resnet10t", data=data, overrides=overrides)
+    job = Job(recipe=recipe_file, model=MODEL, data=data, overrides=overrides)
     return plan_of(dataclasses.replace(job, world_size=ranks.world_size))
 
 

@@ -41,7 +41,9 @@ def test_boxes_are_read_by_image_and_classes_by_their_ids(folder):
 
 def test_the_fingerprint_is_of_boxes_too(folder):
     before = opened(folder).fingerprint
-    changed(folder / "instances_val.json", lambda data: data["annotations"][0].update(bbox=[1, 1, 9, 9]))
+    changed(
+        folder / "instances_val.json", lambda data: data["annotations"][0].update(bbox=[1, 1, 9, 9])
+    )
     assert opened(folder).fingerprint != before
 
 
@@ -209,3 +211,17 @@ def test_a_class_of_val_alone_and_a_damaged_xml_are_refused(tmp_path):
     (root / "Annotations" / "000.xml").write_text("<annotation>")
     with pytest.raises(DataError, match=r"000\.xml"):
         find_profile(str(root))
+
+
+def test_a_voc_folder_with_boxes_and_masks_is_read_for_either_task(tmp_path):
+    things = [[("dog", (1, 1, 9, 9), 0)], [("dog", (1, 1, 9, 9), 0)]]
+    root = voc_folder(tmp_path / "voc", things)
+    (root / "SegmentationClass").mkdir()
+    (root / "ImageSets" / "Segmentation").mkdir()
+    for split, name in (("train", "000"), ("val", "001")):
+        Image.new("L", (64, 48)).save(root / "SegmentationClass" / f"{name}.png")
+        (root / "ImageSets" / "Segmentation" / f"{split}.txt").write_text(f"{name}\n")
+    for task in ("detection", "segmentation"):
+        assert layout_of(root, task).task == task
+        assert find_profile(str(root), task=task).task == task
+        assert find_profile(str(root), task=task).num_train == 1

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from support.boxed import changed, coco_folder, recipe
+from support.boxed import MODEL, changed, coco_folder, recipe
 from trainer.base.settings import make_settings
 from trainer.components.letterbox import Letterbox, whole_box
 from trainer.data.dataset import open_data
-from trainer.tasks.detection.boxes import BoxEvaluation, Boxes, moved_boxes
 from trainer.data.profile import find_profile
 from trainer.runs.job import Job, plan_of
+from trainer.tasks.detection.boxes import Boxes, BoxEvaluation, moved_boxes
 
 SETTINGS = make_settings("cpu", workers="0")
 
@@ -22,9 +22,7 @@ def folder(tmp_path_factory):
 
 def planned(folder, tmp_path, overrides="", **job):
     made = recipe(tmp_path)
-    return plan_of(
-        Job(recipe=str(made), model="resnet10t", data=str(folder), overrides=overrides, **job)
-    )
+    return plan_of(Job(recipe=str(made), model=MODEL, data=str(folder), overrides=overrides, **job))
 
 
 def boxes_of(*sides):
@@ -34,7 +32,10 @@ def boxes_of(*sides):
 def test_a_box_is_cut_off_and_gone_where_nothing_is_left():
     boxes = boxes_of([0, 0, 10, 10], [40, 40, 60, 60], [19.5, 0, 30, 30])
     found = moved_boxes(boxes, (0, 0, 20, 20), False, 40)  # twice as large
-    assert found.sides.tolist() == [[0, 0, 20, 20], [39, 0, 40, 40]] and found.labels.tolist() == [0, 2]
+    assert found.sides.tolist() == [[0, 0, 20, 20], [39, 0, 40, 40]] and found.labels.tolist() == [
+        0,
+        2,
+    ]
     found = moved_boxes(boxes, (0, 0, 20, 20), True, 40)
     assert found.sides.tolist() == [[20, 0, 40, 20], [0, 0, 1, 40]]
     found = moved_boxes(boxes, (10, 10, 100, 50), False, 50)
@@ -101,7 +102,9 @@ def test_any_workers_and_any_first_step_give_the_same_samples(folder, tmp_path):
 
 def test_bad_images_skip_leaves_out_an_image_with_a_bad_box(folder, tmp_path):
     own = coco_folder(tmp_path / "own")
-    changed(own / "instances_train.json", lambda data: data["annotations"][0].update(bbox=[1, 1, -5, 5]))
+    changed(
+        own / "instances_train.json", lambda data: data["annotations"][0].update(bbox=[1, 1, -5, 5])
+    )
     plan = planned(own, tmp_path, bad_images="skip")
     batches = list(open_data(plan.profile, own).train_stream(plan, SETTINGS, 0))
     assert sum(batch.num_replaced for batch in batches) == 2  # once an epoch

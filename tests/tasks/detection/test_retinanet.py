@@ -37,14 +37,17 @@ def pair():
         weights=None, weights_backbone=None, num_classes=NUM_CLASSES, trainable_backbone_layers=5
     )
     theirs.backbone.body.load_state_dict(resnet50().state_dict(), strict=False)
-    for logits in (theirs.head.classification_head.cls_logits, theirs.head.regression_head.bbox_reg):
+    for logits in (
+        theirs.head.classification_head.cls_logits,
+        theirs.head.regression_head.bbox_reg,
+    ):
         torch.nn.init.normal_(logits.weight, std=0.05)
     ours = SPEC.build(timm.create_model("resnet50"), NUM_CLASSES)
     known = theirs.state_dict()
     own = {name: known.get(renamed(name), value) for name, value in ours.state_dict().items()}
-    assert set(map(renamed, own)) - {name for name in map(renamed, own) if "num_batches" in name} == set(known) - {
-        name for name in known if "num_batches" in name
-    }
+    assert set(map(renamed, own)) - {
+        name for name in map(renamed, own) if "num_batches" in name
+    } == set(known) - {name for name in known if "num_batches" in name}
     ours.load_state_dict(own)
     return theirs.eval(), ours.eval()
 
@@ -148,7 +151,9 @@ def test_the_constant_level_is_below_any_constant_answer_and_near_the_best(pair)
     assert level < of(best, torch.zeros(4)) < level * 1.5
 
 
-@pytest.mark.parametrize("model", ["convnext_atto", "tf_efficientnet_lite0", "pvt_v2_b0", "resnet10t"])
+@pytest.mark.parametrize(
+    "model", ["convnext_atto", "tf_efficientnet_lite0", "pvt_v2_b0", "resnet10t"]
+)
 def test_other_backbones_have_the_same_anchors(model):
     spec = SPEC.model_copy(update={"channels": 16, "norm_groups": 4})
     ours = spec.build(timm.create_model(model), NUM_CLASSES)

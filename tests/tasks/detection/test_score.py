@@ -92,7 +92,9 @@ def test_the_score_of_random_cases_is_pycocotools(seed):
 
 
 def test_nothing_found_is_a_score_of_zero():
-    rows = matched(np.full((3, 6), -1.0), np.array([[0, 0, 5, 5.0]]), np.array([1]), np.zeros(1, bool))
+    rows = matched(
+        np.full((3, 6), -1.0), np.array([[0, 0, 5, 5.0]]), np.array([1]), np.zeros(1, bool)
+    )
     assert not rows.any()
     score = mean_precision(rows, np.array([0, 1, 0]))
     assert score == (0.0, 0.0, (None, 0.0, None))

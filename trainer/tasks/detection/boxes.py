@@ -29,10 +29,10 @@ from trainer.data.decode import (
     open_content,
     train_square,
 )
-from trainer.tasks.detection import coco, voc
-from trainer.tasks.detection.annotations import Annotations, Fault
 from trainer.data.evaluation import never_skipped
 from trainer.data.index import STAND_INS, DataError
+from trainer.tasks.detection import coco, voc
+from trainer.tasks.detection.annotations import Annotations, Fault
 
 LEAST_SIDE_PX = 1.0  # of what is left of a box in a training image; less is no thing to be found
 _MOST_NAMED = 3
@@ -162,9 +162,7 @@ def moved_boxes(boxes: Boxes, part: Sequence[int], is_flipped: bool, image_px: i
             [image_px - sides[:, 2], sides[:, 1], image_px - sides[:, 0], sides[:, 3]], axis=1
         )
     is_left = (sides[:, 2:] - sides[:, :2] >= LEAST_SIDE_PX).all(axis=1)
-    return Boxes(
-        sides[is_left].astype(np.float32), boxes.labels[is_left], boxes.is_crowd[is_left]
-    )
+    return Boxes(sides[is_left].astype(np.float32), boxes.labels[is_left], boxes.is_crowd[is_left])
 
 
 def training_targets(images, places: np.ndarray, moved: Moved) -> np.ndarray:

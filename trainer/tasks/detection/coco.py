@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer.base.json_text import json_file
-from trainer.tasks.detection.annotations import Annotations, Gathered
 from trainer.data.index import DataError
+from trainer.tasks.detection.annotations import Annotations, Gathered
 
 _SPLITS = {"train": "train", "val": "val(?:id|idation)?"}
 _EXPORT = "_annotations.coco.json"  # Roboflow's, beside the images of a split

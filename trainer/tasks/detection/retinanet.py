@@ -104,7 +104,9 @@ class RetinaNet(Detector):
     def build(self, body: nn.Module, num_classes: int) -> nn.Module:
         places, widths = pyramid_levels(body, STRIDES)
         body.prune_intermediate_layers(places, prune_norm=True, prune_head=True)
-        extra = LastLevelP6P7(self.channels if self.extra_from == "p5" else widths[-1], self.channels)
+        extra = LastLevelP6P7(
+            self.channels if self.extra_from == "p5" else widths[-1], self.channels
+        )
         # torchvision takes the pyramid's level where the two have the same number of channels
         extra.use_P5 = self.extra_from == "p5"
         norm = functools.partial(nn.GroupNorm, self.norm_groups) if self.norm_groups else None

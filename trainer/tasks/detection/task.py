@@ -15,19 +15,19 @@ from trainer.base.errors import PlanError, UserError
 from trainer.components.losses import ImageLoss
 from trainer.components.task import Moved, TaskSection
 from trainer.data.datasets.builtin import ImageSet
+from trainer.data.loader import MicroBatch
+from trainer.data.transforms import autocast, model_inputs, scored_inputs
+from trainer.tasks.base import Prediction, Scores, Shown, Task, count_of
+from trainer.tasks.constant import lowest_constant_loss
 from trainer.tasks.detection.boxes import (
     BoxEvaluation,
     padded,
     training_targets,
     whole_square,
 )
-from trainer.data.loader import MicroBatch
-from trainer.data.transforms import autocast, model_inputs, scored_inputs
 from trainer.tasks.detection.detector import NO_CLASS, Detector
 from trainer.tasks.detection.retinanet import RetinaNet
-from trainer.tasks.base import Prediction, Scores, Shown, Task, count_of
 from trainer.tasks.detection.score import COLUMNS, check_pycocotools, matched, mean_precision
-from trainer.tasks.constant import lowest_constant_loss
 
 _IMAGES_AT_ONCE = 8  # that are scored: a batch of an evaluation has many, and their maps are large
 _SHOWN_ABOVE = 0.3  # scores of the boxes in a picture
@@ -63,9 +63,7 @@ class DetectionScores(Scores):
         return super().record() | self.percentages() | of_classes
 
     def summary(self) -> str:
-        return (
-            f"mAP {self.map_pct:.2f} %  mAP@50 {self.map50_pct:.2f} %  loss {self.loss_nats:.4f}"
-        )
+        return f"mAP {self.map_pct:.2f} %  mAP@50 {self.map50_pct:.2f} %  loss {self.loss_nats:.4f}"
 
 
 @dataclass(frozen=True)
@@ -172,7 +170,9 @@ class Detection(Task):
         )
         if not all(0 <= value <= 100 for value in (*values, *of_classes) if value is not None):
             raise ValueError(f"scores {values}, {of_classes}")
-        return DetectionScores(count_of(record, "num_images"), record["loss_nats"], *values, of_classes)
+        return DetectionScores(
+            count_of(record, "num_images"), record["loss_nats"], *values, of_classes
+        )
 
     def shown(self, pictures: np.ndarray, targets: Tensor, classes: Sequence[str]) -> list[Shown]:
         """Each image with its boxes."""
@@ -279,7 +279,6 @@ class DetectionSection(TaskSection):
         return self.detector.build(body, plan.profile.num_classes)
 
     def check(self, plan) -> None:
-        super().check(plan)
         recipe, image = plan.recipe, plan.recipe.image
         for path in _refused(recipe):
             raise PlanError(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-from trainer.tasks.detection.annotations import Annotations, Gathered
 from trainer.data.index import DataError
+from trainer.tasks.detection.annotations import Annotations, Gathered
 
 # the lists that a split may have, the first that is there
 LISTS = {"train": ("train", "trainval"), "val": ("val", "test")}
@@ -55,9 +55,7 @@ def read_voc(file: Path, root: Path, classes: tuple[str, ...] | None = None) -> 
     return gathered.annotations(root / "JPEGImages")
 
 
-def _add(
-    gathered: Gathered, name: str, tree: ElementTree.Element, labels: dict[str, int]
-) -> None:
+def _add(gathered: Gathered, name: str, tree: ElementTree.Element, labels: dict[str, int]) -> None:
     try:
         width, height = (int(float(tree.findtext(f"size/{side}", ""))) for side in _SIZE)
     except ValueError:
@@ -84,7 +82,9 @@ def _names(file: Path) -> list[str]:
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot be read ({error})", "list one image a line", place=str(file)) from None
+        raise DataError(
+            f"cannot be read ({error})", "list one image a line", place=str(file)
+        ) from None
     names = sorted({line.split()[0] for line in lines if line.strip()})
     if not names:
         raise DataError("lists no image", "list one image a line", place=str(file))
@@ -96,6 +96,7 @@ def _root_of(path: Path) -> ElementTree.Element:
         return ElementTree.parse(path).getroot()
     except (OSError, ElementTree.ParseError) as error:
         raise DataError(
-            f"cannot be read ({error})", "use an intact file, or leave the image out of the list",
+            f"cannot be read ({error})",
+            "use an intact file, or leave the image out of the list",
             place=str(path),
         ) from None
