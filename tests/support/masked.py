@@ -54,7 +54,7 @@ name: small-segmentation
 version: 1
 title: "a small recipe for tests"
 source: "none"
-task: {name: segmentation, head: {name: fcn, dropout: 0.1}, aux_weight: 0.4}
+task: {name: segmentation, head: {name: fcn, dropout: 0.1}, output_stride: 8, aux_weight: 0.4}
 epochs: 2
 batch: {images: 4, norm_images: 2}
 lr: {peak: 0.02, updated: per_step, schedule: {name: polynomial, power: 0.9, end: 0.0, period: run}}

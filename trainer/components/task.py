@@ -79,12 +79,12 @@ class TaskSection(Component):
         """
         return body
 
-    def check(self, plan) -> None:
-        """Do the data have targets of this task?"""
-        of_data = plan.profile.task or CLASSIFICATION
+    def check_data(self, profile) -> None:
+        """Do the data of a profile have targets of this task? Raises PlanError."""
+        of_data = profile.task or CLASSIFICATION
         if of_data != self.name:
             raise PlanError(
-                f"task {self.name}: the data {plan.profile.name} are for {of_data}",
+                f"task {self.name}: the data {profile.name} are for {of_data}",
                 f"use a recipe for {of_data}, or other data",
             )
 

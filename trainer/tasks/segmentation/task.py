@@ -176,7 +176,7 @@ class Segmentation(Task):
     def scores(self, sums: Sequence[float], num_images: int) -> SegmentationScores:
         confusion = np.array(sums[:-1]).reshape(self._num_classes, -1).astype(np.int64)
         right, expected = np.diag(confusion), confusion.sum(1)
-        loss = sums[-1] / expected.sum() if expected.sum() else 0.0
+        loss = float(sums[-1] / expected.sum()) if expected.any() else 0.0
         counts = (tuple(each.tolist()) for each in (right, expected, confusion.sum(0)))
         return SegmentationScores(num_images, loss, *counts)
 
