@@ -43,8 +43,8 @@ def matched(
     """What is found in one image against its boxes, all in the same px: of each answer its score
     and a whole number, [D, COLUMNS] float64, zeros where there is no answer.
 
-    found: [D, 6], best first, (left, top, right, bottom), score, class; -1 for none. boxes: [n, 4]. labels:
-    [n]. is_crowd: [n] bool.
+    found: [D, 6], best first, (left, top, right, bottom), score, class; -1 for none. boxes: [n,
+    4]. labels: [n]. is_crowd: [n] bool.
     """
     made, place = np.zeros((len(found), COLUMNS)), 0
     for label in np.unique(found[:, 5][found[:, 5] >= 0]).astype(int).tolist():
