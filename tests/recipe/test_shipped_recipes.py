@@ -66,6 +66,7 @@ DIGESTS = {
     "nvidia-v15-50.v2": "0a599ea620ed",
     "nvidia-v15-90.v2": "7851cdca30a5",
     "pycls-dds.v3": "c8ce84bb3081",
+    "retinanet-r50-1x.v1": "8bede13dd9f2",
     "roadmap-01-recipe.v1": "a9130d4b8a14",
     "roadmap-02-stage-ratio.v1": "5723455b0ee6",
     "roadmap-03-patchify.v1": "d7faf450193e",

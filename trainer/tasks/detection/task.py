@@ -230,7 +230,7 @@ def with_boxes(
 ) -> Image.Image:
     """A picture with boxes (sides in px, class, what stands behind its name) drawn on it."""
     made = image.convert("RGB")
-    pen, width = ImageDraw.Draw(made), max(1, round(max(image.size) / 300))
+    pen, width = ImageDraw.Draw(made), max(2, round(max(image.size) / 250))
     for sides, label, more in reversed(boxes):  # the best ones on top
         color = _COLORS[label % len(_COLORS)]
         pen.rectangle(tuple(sides), outline=color, width=width)
