@@ -165,7 +165,7 @@ def moved_boxes(boxes: Boxes, part: Sequence[int], is_flipped: bool, image_px: i
     return Boxes(sides[is_left].astype(np.float32), boxes.labels[is_left], boxes.is_crowd[is_left])
 
 
-def training_targets(images, places: np.ndarray, moved: Moved) -> np.ndarray:
+def training_targets(images: BoxSet, places: np.ndarray, moved: Moved) -> np.ndarray:
     """Boxes and classes of a micro-batch of a BoxSet, or of a part of one: [b, most, 5] float32,
     (left, top, right, bottom) in px and the class, rows without a box -1. most: of these images, at
     least 1. Crowds are left out. Raises BadImage.

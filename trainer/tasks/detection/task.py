@@ -12,15 +12,18 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from trainer.base.errors import PlanError, UserError
+from trainer.base.settings import Settings
 from trainer.components.losses import ImageLoss
 from trainer.components.task import Moved, TaskSection
-from trainer.data.datasets.builtin import ImageSet
 from trainer.data.loader import MicroBatch
 from trainer.data.transforms import autocast, model_inputs, scored_inputs
+from trainer.recipe.plan import Plan
+from trainer.recipe.schema import Recipe
 from trainer.tasks.base import Prediction, Scores, Shown, Task, count_of
 from trainer.tasks.constant import lowest_constant_loss
 from trainer.tasks.detection.boxes import (
     BoxEvaluation,
+    BoxSet,
     padded,
     training_targets,
     whole_square,
@@ -30,6 +33,7 @@ from trainer.tasks.detection.retinanet import RetinaNet
 from trainer.tasks.detection.score import COLUMNS, check_pycocotools, matched, mean_precision
 
 _IMAGES_AT_ONCE = 8  # that are scored: a batch of an evaluation has many, and their maps are large
+_PIXELS_AT_ONCE = 2**24  # that are loaded: 48 MiB
 _SHOWN_ABOVE = 0.3  # scores of the boxes in a picture
 _CONSTANT_IMAGES = 256  # enough for a level to begin at
 _COLORS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
@@ -101,7 +105,7 @@ class Detection(Task):
         inputs = scored_inputs(images, self.plan.profile, self.settings)
         return self.loss(model, inputs, as_trained(labels).to(inputs.device))
 
-    def constant_loss(self, images: ImageSet, is_mixed: bool = True) -> float:
+    def constant_loss(self, images: BoxSet, is_mixed: bool = True) -> float:
         """Of the first images, whole, in the recipe's own size."""
         px, number = self.plan.recipe.image.train_px, min(images.num_images, _CONSTANT_IMAGES)
         rows = []
@@ -265,20 +269,22 @@ class DetectionSection(TaskSection):
     answers_with_pictures: ClassVar[bool] = True
     example: ClassVar[dict[str, Any]] = {"detector": {"name": "retinanet", **RetinaNet.example}}
 
-    def bound(self, plan, settings) -> Task:
+    def bound(self, plan: Plan, settings: Settings) -> Task:
         return Detection(plan, settings)
 
-    def targets(self, images: ImageSet, places: np.ndarray, moved: Moved) -> Tensor:
+    def targets(self, images: BoxSet, places: np.ndarray, moved: Moved) -> Tensor:
         return torch.from_numpy(training_targets(images, places, moved))
 
-    def evaluation_stream(self, images: ImageSet, plan, batch_images: int) -> BoxEvaluation:
+    def evaluation_stream(self, images: BoxSet, plan: Plan, batch_images: int) -> BoxEvaluation:
         image = plan.recipe.image
-        return BoxEvaluation(images, image.test_px, image.test_interpolation, batch_images)
+        most = max(1, _PIXELS_AT_ONCE // image.test_px**2)
+        px, interpolation = image.test_px, image.test_interpolation
+        return BoxEvaluation(images, px, interpolation, min(batch_images, most))
 
-    def model_of(self, plan, body: nn.Module) -> nn.Module:
+    def model_of(self, plan: Plan, body: nn.Module) -> nn.Module:
         return self.detector.build(body, plan.profile.num_classes)
 
-    def check(self, plan) -> None:
+    def check(self, plan: Plan) -> None:
         recipe, image = plan.recipe, plan.recipe.image
         for path in _refused(recipe):
             raise PlanError(
@@ -303,7 +309,7 @@ class DetectionSection(TaskSection):
         for key, side in sides.items():
             self.detector.check_side(key, side)
 
-    def check_settings(self, plan, settings) -> None:
+    def check_settings(self, plan: Plan, settings: Settings) -> None:
         check_pycocotools()
         if settings.loader != "torch":
             raise UserError(f"loader={settings.loader}: reads no boxes", "use loader=torch")
@@ -314,7 +320,7 @@ class DetectionSection(TaskSection):
             )
 
 
-def _refused(recipe) -> list[str]:
+def _refused(recipe: Recipe) -> list[str]:
     """The keys of a recipe that are on and mean whole images, or would leave boxes behind."""
     start = recipe.model.start if recipe.model else None
     growth = recipe.image.growth
