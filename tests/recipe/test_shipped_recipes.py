@@ -45,6 +45,7 @@ DIGESTS = {
     "bit-i1k.v2": "57aa5b1e0712",
     "convnext-isotropic.v2": "95564d57ffa3",
     "convnext.v2": "bbb269742046",
+    "deeplabv3-r50.v1": "76e00d47905d",
     "ffcv-rn18-16.v1": "803c1dd224b0",
     "ffcv-rn18-24.v1": "4b4f81268dc4",
     "ffcv-rn18-32.v1": "66cff5460892",
@@ -83,6 +84,7 @@ DIGESTS = {
     "roadmap-11-fewer-norms.v1": "910b0e765754",
     "roadmap-12-layer-norm.v1": "7aa3ffa5ed71",
     "roadmap-13-downsampling.v1": "5e69875452c3",
+    "segformer-b0.v1": "34c27b253223",
     "torchvision-v1.v1": "e735c9a97b12",
     "torchvision-v2.v3": "4385a5902f91",
 }
