@@ -8,6 +8,7 @@ import functools
 
 import torch
 
+from trainer.base.devices import has_float64, kind_of
 from trainer.components.mixing import UnitMixes
 from trainer.components.pixels import fused
 from trainer.components.pixels.choice import uses_kernels
@@ -23,9 +24,7 @@ def _pass_type(settings) -> torch.dtype:
 def autocast(settings) -> torch.autocast:
     """The forward pass's precision: float32 and tf32 turn it off."""
     dtype = _pass_type(settings)
-    return torch.autocast(
-        settings.device.split(":")[0], dtype=dtype, enabled=dtype != torch.float32
-    )
+    return torch.autocast(kind_of(settings.device), dtype=dtype, enabled=dtype != torch.float32)
 
 
 def fill_of(profile) -> tuple[int, ...]:
@@ -124,10 +123,12 @@ def inputs_of(plan, settings, batch) -> torch.Tensor:
 
 def _with_pixels_augmented(plan, settings, batch):
     recipe = plan.recipe
+    drawing = recipe.augment, recipe.augment_splits, fill_of(plan.profile)
+    if not has_float64(settings.device) and not batch.is_augmented:
+        # its operations compute in float64 as PIL does: there, by the CPU
+        batch = augmented(batch._replace(images=batch.images.cpu()), *drawing)
     batch = batch._replace(images=batch.images.to(settings.device, non_blocking=True))
-    if batch.is_augmented:
-        return batch
-    return augmented(batch, recipe.augment, recipe.augment_splits, fill_of(plan.profile))
+    return batch if batch.is_augmented else augmented(batch, *drawing)
 
 
 def _normalized(plan, batch) -> torch.Tensor:

@@ -17,6 +17,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from trainer.base.devices import empty_cache
 from trainer.base.memory import MemoryFull, is_memory_full, is_of_ranks
 from trainer.base.settings import Settings
 from trainer.base.signals import Stopped
@@ -100,8 +101,7 @@ def retry_on_out_of_memory(
         state.optimizer.zero_grad(set_to_none=True)
         for buffer, old in zip(state.model.buffers(), before, strict=True):
             buffer.copy_(old)
-        if state.settings.device.startswith("cuda"):
-            torch.cuda.empty_cache()
+        empty_cache(state.settings.device)
         again.start()
 
 

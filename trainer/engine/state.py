@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainer.base.devices import kind_of, sum_dtype
 from trainer.base.errors import UserError
 from trainer.base.settings import Settings
 from trainer.components.optimizers import param_groups
@@ -125,7 +126,7 @@ class TrainingState:
         self.optimizer = plan.recipe.optimizer.build(groups, lr=plan.recipe.lr.peak)
         self.average = plan.recipe.average.start(self.model) if plan.recipe.average else None
         self.scaler = torch.amp.GradScaler(
-            settings.device.split(":")[0], enabled=settings.precision == "fp16"
+            kind_of(settings.device), enabled=settings.precision == "fp16"
         )
         self.step_statistics = StepStatistics(
             self.model,
@@ -161,7 +162,7 @@ class TrainingState:
         self.progress = Progress()
         # the device's running sum of losses: read only where a line is written, so that no step
         # waits for it
-        self.loss_sum = torch.zeros((), dtype=torch.float64, device=settings.device)
+        self.loss_sum = torch.zeros((), dtype=sum_dtype(settings.device), device=settings.device)
         self.notes: list[tuple[str, str | None]] = []
         if settings.device.startswith("cuda") and (reason := why_not(self.loss_sum.device)):
             self.notes.append((f"augmentation by many small operations: {reason}", None))

@@ -136,7 +136,7 @@ def add_gradients(state: TrainingState, loader: Iterator, step: int) -> tuple[to
     plan, task = state.plan, state.task
     own, number_each = own_micro_batches(state, step), num_pieces(state, step)
     num_own, place, num_replaced = len(own) * number_each, 0, 0
-    total = torch.zeros((), dtype=torch.float64, device=state.settings.device)
+    total = torch.zeros((), dtype=state.loss_sum.dtype, device=state.settings.device)
 
     def passes(inputs: torch.Tensor, targets: torch.Tensor, share: float) -> torch.Tensor:
         loss = task.loss(state.model, inputs, targets) * share
