@@ -97,6 +97,20 @@ def peak_allocated_mib(device: str) -> float | None:
     return getattr(torch, kind_of(device)).max_memory_allocated(device) / 2**20
 
 
+def unused_share(device: str) -> float:
+    """Of a GPU's memory, what torch's allocator holds in pieces that no tensor uses; 0 on a CPU and
+    where it is not counted (mps).
+    """
+    import torch
+
+    kind = kind_of(device)
+    if kind not in ("cuda", "xpu"):
+        return 0.0
+    of = getattr(torch, kind)
+    unused = of.memory_reserved(device) - of.memory_allocated(device)
+    return unused / of.get_device_properties(device).total_memory
+
+
 def peak_reserved_mib(device: str) -> float | None:
     """The most memory of an accelerator that torch's allocator held, in use or for later, which is
     what must fit; None on a CPU and where it is not counted (mps).

@@ -29,20 +29,21 @@ class Settings:
     """Resolved settings: no `auto` is left.
 
     device: "cpu", "cuda[:n]", "xpu[:n]" or "mps". precision: of the forward pass; weights are
-    always float32. tf32: float32 whose convolutions and matrix products round their factors to 10 bits, on a GPU.
-    num_workers: loader processes, or ffcv's threads. num_threads: torch's threads on the CPU.
-    checkpoint_s: least time between two checkpoints. log_steps: optimizer steps between two lines
-    of metrics. micro_batch: "recipe" as the recipe says, or "auto" to split it where memory
-    runs out. activation_checkpointing: are activations recomputed in the backward pass? compile:
-    are the model's passes compiled? compile_mode: by which of torch.compile's modes. cuda_graphs:
-    are the passes over a micro-batch captured, and launched as one? half_group_norm: under bf16 and
-    fp16 group norms read and write these, with statistics in float32, where autocast on a GPU would
-    convert to float32 and back. profile: is a trace of a few steps written? keep_every_epochs:
-    whose checkpoints stay, 0 for none but the last two. loader: "torch", "pil" for the same with
-    every JPEG file decoded whole by PIL, or "ffcv". stop_if: "off_track" to end a run that is off
-    the track of earlier ones. expect: which those are, "" for those of the same recipe. debug:
-    "nan" to have the source of numbers that are not finite named. keep: "best" to keep the weights
-    of the best epoch beside the last. trackers: where curves go beside TensorBoard.
+    always float32. tf32: float32 whose convolutions and matrix products round their factors to 10
+    bits, on a GPU. num_workers: loader processes, or ffcv's threads. num_threads: torch's threads
+    on the CPU. checkpoint_s: least time between two checkpoints. log_steps: optimizer steps between
+    two lines of metrics. micro_batch: "recipe" as the recipe says, or "auto" to split it where
+    memory runs out. activation_checkpointing: are activations recomputed in the backward pass?
+    compile: are the model's passes compiled? compile_mode: by which of torch.compile's modes.
+    cuda_graphs: are the passes over a micro-batch captured, and launched as one? half_group_norm:
+    under bf16 and fp16 group norms read and write these, with statistics in float32, where autocast
+    on a GPU would convert to float32 and back. profile: is a trace of a few steps written?
+    keep_every_epochs: whose checkpoints stay, 0 for none but the last two. loader: "torch", "pil"
+    for the same with every JPEG file decoded whole by PIL, or "ffcv". stop_if: "off_track" to end a
+    run that is off the track of earlier ones. expect: which those are, "" for those of the same
+    recipe. debug: "nan" to have the source of numbers that are not finite named. keep: "best" to
+    keep the weights of the best epoch beside the last. trackers: where curves go beside
+    TensorBoard.
     """
 
     device: str
