@@ -3,6 +3,8 @@ bit.
 """
 
 import math
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import timm

@@ -1,38 +1,37 @@
-"""Devices that no machine of ours has: their tensors have a shape, a type and a device, but no
-values.
-"""
+"""Devices that no machine of ours has."""
 
-from dataclasses import replace
+import math
 
+import numpy as np
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from support.plans import small_plan
+from trainer.base import devices
+from trainer.base.errors import UserError
 from trainer.base.settings import make_settings
+from trainer.components.transfer import on
+from trainer.data import transforms
 from trainer.data.dataset import open_data
-from trainer.engine import state as state_module
 from trainer.engine.state import TrainingState
-from trainer.engine.step_memory import without_values
 from trainer.engine.train import optimizer_step
-from trainer.models.build import assemble
 
 _CASES = [("A2", "test_resnet"), ("convnext", "test_convnext2"), ("gn-ws", "resnet18")]
 
 
 class Types(TorchDispatchMode):
-    """The types of all tensors that an operation gives on a device, and the operations."""
+    """The types of all tensors that operations give, and the operations."""
 
-    def __init__(self, kind):
+    def __init__(self):
         super().__init__()
-        self.kind, self.seen = kind, {}
+        self.seen = {}
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         found = function(*args, **(kwargs or {}))
         for leaf in tree_leaves(found):
-            if isinstance(leaf, torch.Tensor) and leaf.device.type == self.kind:
+            if isinstance(leaf, torch.Tensor):
                 self.seen.setdefault(leaf.dtype, set()).add(str(function))
         return found
 
@@ -52,27 +51,40 @@ def machine(monkeypatch):
 
 
 @pytest.mark.parametrize("name, model", _CASES)
-@pytest.mark.parametrize("kind", ["mps", "xpu"])
-def test_a_step_and_an_evaluation_take_place_there(machine, monkeypatch, kind, name, model):
-    """An Apple GPU has no float64: no tensor of that type is ever on it."""
-    settings, plan = machine(kind), small_plan(name, model)
-    data, here = open_data(plan.profile, None), make_settings("cpu", workers="0")
-    window = data.train_stream(plan, here, 0)
+def test_a_step_and_an_evaluation_without_float64(monkeypatch, name, model):
+    """Were the CPU a device that has none: operations that compute in it come before the images go
+    there, and nothing else uses it.
+    """
+    monkeypatch.setattr(devices, "_WITHOUT_FLOAT64", {"cpu"})
+    settings, plan = make_settings("cpu", "float32", workers="0"), small_plan(name, model)
+    data, state = open_data(plan.profile, None), TrainingState(plan, settings)
+    window = data.train_stream(plan, settings, 0)
     batches = [next(window) for _ in range(plan.micro_batches(0))]
-    scored = [next(iter(data.val_batches(plan, here)))]
-    assert settings.device == kind
-    # with its number torch does not ask a driver for the current one
-    settings = replace(settings, device=f"{kind}:0")
-    assembled, replacements = assemble(plan)  # which asks what values weights have
-    with FakeTensorMode(allow_non_fake_inputs=True), Types(kind) as types:
-        model = without_values(assembled, settings.device)
-        monkeypatch.setattr(state_module, "assemble", lambda _: (model, replacements))
-        state = TrainingState(plan, settings)
+    scored = next(iter(data.val_batches(plan, settings)))
+    augmented = transforms.augmented
+
+    def before_they_go_there(*given):
+        with _disable_current_modes():
+            return augmented(*given)
+
+    monkeypatch.setattr(transforms, "augmented", before_they_go_there)
+    with Types() as types:
         loss = optimizer_step(state, iter(batches), 0)
-        task = state.task
-        sums = task.evaluate(state.model.eval(), *scored[0])
-    assert loss.device.type == sums.device.type == kind
-    assert {weight.device.type for weight in state.model.parameters()} == {kind}
+        sums = state.task.evaluate(state.model.eval(), *scored)
+    assert math.isfinite(loss.item()) and loss.dtype == sums.dtype == torch.float32
     assert torch.float32 in types.seen
-    if kind == "mps":
-        assert torch.float64 not in types.seen, types.seen[torch.float64]
+    assert torch.float64 not in types.seen, types.seen[torch.float64]
+
+
+@pytest.mark.parametrize("kind", ["xpu", "mps"])
+def test_auto_takes_the_accelerator_that_is_here(machine, kind):
+    assert machine(kind).device == kind
+    assert make_settings(kind, "bf16", workers="0").precision == "bf16"
+    with pytest.raises(UserError, match=r"device=xpu:7.*0|1 Intel"):
+        make_settings("xpu:7")
+
+
+def test_arrays_reach_a_device_without_float64_in_single_precision(monkeypatch):
+    monkeypatch.setattr(devices, "_WITHOUT_FLOAT64", {"cpu"})
+    assert on(torch.device("cpu"), np.zeros(3)).dtype == torch.float32
+    assert on(torch.device("cpu"), np.zeros(3, np.int64)).dtype == torch.int64

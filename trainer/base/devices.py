@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # torch takes seconds, which commands that only check options
     import torch
 
 ACCELERATORS = {"cuda": "GPU", "xpu": "Intel GPU", "mps": "Apple GPU"}
+_WITHOUT_FLOAT64 = {"mps"}
 _DEVICE = re.compile(r"(cuda|xpu)(:\d+)?|mps|cpu", re.ASCII)
 
 
@@ -64,7 +65,7 @@ def is_tried(device: str) -> bool:
 
 def has_float64(device: str | torch.device) -> bool:
     """An Apple GPU has none."""
-    return kind_of(str(device)) != "mps"
+    return kind_of(str(device)) not in _WITHOUT_FLOAT64
 
 
 def sum_dtype(device: str | torch.device) -> torch.dtype:

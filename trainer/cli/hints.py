@@ -117,7 +117,7 @@ HINTS = {
         ("freeze", "freeze_backbone", "freeze_layers", "freeze_body", "linear_probe"),
         'set="model.freeze={{all_but: [head]}}" (only the classifier trains)',
     ),
-    "channels_last": "nothing: on for a GPU, off on the CPU",
+    "channels_last": "nothing: on for a GPU, and on the CPU from 128 px on",
 }
 
 # Other programs' commands, and what does it here.

@@ -57,13 +57,14 @@ def _per_channel(values: tuple[float, ...], device: torch.device) -> torch.Tenso
     return 255 * torch.tensor(values, device=device).view(1, -1, 1, 1)
 
 
-def _memory_format(settings) -> torch.memory_format:
-    return torch.channels_last if settings.channels_last else torch.contiguous_format
+def _memory_format(settings, images: torch.Tensor) -> torch.memory_format:
+    is_last = settings.is_channels_last(images.shape[3])
+    return torch.channels_last if is_last else torch.contiguous_format
 
 
 def in_format(images: torch.Tensor, settings) -> torch.Tensor:
     """Images [B, C, H, W] in the memory format of the model: the last operation before it."""
-    return images.contiguous(memory_format=_memory_format(settings))
+    return images.contiguous(memory_format=_memory_format(settings, images))
 
 
 def scored_inputs(images: torch.Tensor, profile, settings) -> torch.Tensor:
@@ -72,7 +73,7 @@ def scored_inputs(images: torch.Tensor, profile, settings) -> torch.Tensor:
     """
     if not uses_kernels(images.device):
         return in_format(normalize(images, profile), settings)
-    levels, form = _levels(profile, images.device), _memory_format(settings)
+    levels, form = _levels(profile, images.device), _memory_format(settings, images)
     return fused.model_inputs(images, *levels, _pass_type(settings), form)
 
 
@@ -104,7 +105,7 @@ def model_inputs(plan, settings, batch, mixes: UnitMixes | None = None) -> torch
         in_kernel = [part.in_kernel(drawn) for part, drawn in zip(parts, batch.drawn, strict=True)]
         if None not in in_kernel:
             levels = _levels(plan.profile, batch.images.device)
-            form = _pass_type(settings), _memory_format(settings)
+            form = _pass_type(settings), _memory_format(settings, batch.images)
             one = in_kernel[0] if in_kernel else None
             return fused.model_inputs(batch.images, *levels, *form, one, mixes)
     images = _normalized(plan, batch)

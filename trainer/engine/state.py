@@ -69,12 +69,11 @@ class Progress:
             setattr(self, name, saved.get(name, default))
 
 
-def as_it_runs(model: nn.Module, settings: Settings) -> nn.Module:
-    """A model, changed in place to how a run with these settings computes it."""
+def as_it_runs(model: nn.Module, settings: Settings, px: int) -> nn.Module:
+    """A model, changed in place to how a run with these settings computes it on images of px."""
+    is_last = settings.is_channels_last(px)
     model.to(settings.device)
-    model.to(
-        memory_format=torch.channels_last if settings.channels_last else torch.contiguous_format
-    )
+    model.to(memory_format=torch.channels_last if is_last else torch.contiguous_format)
     if settings.device == "cpu":
         leave_out_padding_taps(model)
     if settings.half_group_norm:
@@ -121,7 +120,7 @@ class TrainingState:
         self.plan, self.settings, self.ranks = plan, settings, ranks
         model, replacements = assemble(plan)
         self.is_head_loaded = is_head_loaded(model, replacements)
-        self.model = as_it_runs(model, settings)
+        self.model = as_it_runs(model, settings, plan.recipe.image.train_px)
         groups = param_groups(self.model, plan.recipe.optimizer)
         self.optimizer = plan.recipe.optimizer.build(groups, lr=plan.recipe.lr.peak)
         self.average = plan.recipe.average.start(self.model) if plan.recipe.average else None

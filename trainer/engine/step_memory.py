@@ -54,7 +54,8 @@ def step_memory(plan: Plan, settings: Settings, model: nn.Module) -> StepMemory:
     Runs a forward pass of tensors that have a shape, a type and a device, but no values.
     """
     with FakeTensorMode(allow_fallback_kernels=False):  # which would compute
-        fake = without_values(model, settings.device, settings.channels_last)
+        is_last = settings.is_channels_last(plan.recipe.image.train_px)
+        fake = without_values(model, settings.device, is_last)
         weights = _num_bytes(chain(fake.parameters(), fake.buffers()))
         activations = _activation_bytes(plan, settings, fake)
     return StepMemory(
@@ -96,7 +97,7 @@ def _activation_bytes(plan: Plan, settings: Settings, model: nn.Module) -> int |
     recipe, profile, images_px = plan.recipe, plan.profile, plan.recipe.image.train_px
     splits, each, device = recipe.augment_splits or 1, _part_images(plan), settings.device
     images = torch.empty(splits * each, profile.channels, images_px, images_px, device=device)
-    if settings.channels_last:
+    if settings.is_channels_last(images_px):
         images = images.contiguous(memory_format=torch.channels_last)
     targets = torch.empty(each, profile.num_classes, device=device)
     own = {id(one.untyped_storage()) for one in chain(model.parameters(), model.buffers())}

@@ -316,5 +316,7 @@ class HyperparameterSetter:
                 tensors = *kept.named_parameters(**own), *kept.named_buffers(**own)
                 for held, tensor in tensors:
                     setattr(module, held, tensor)
-        state.model = as_it_runs(model, state.settings).train(state.model.training)
+        state.model = as_it_runs(model, state.settings, state.plan.recipe.image.train_px).train(
+            state.model.training
+        )
         state.step_statistics = StepStatistics(model, state.settings.activation_checkpointing)
