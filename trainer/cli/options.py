@@ -101,7 +101,11 @@ Stores = Annotated[
     ),
 ]
 MetricName = Annotated[
-    str, typer.Option("--metric", help="top1, top5, loss or ema (top-1 of the weight average).")
+    str,
+    typer.Option(
+        "--metric",
+        help="top1 (a task's main score), top5, loss, ema (top-1 of the weight average) or mIoU.",
+    ),
 ]
 AgainFlag = Annotated[
     bool, typer.Option("--again/--no-again", help="Start a new run where the row exists already.")

@@ -38,7 +38,7 @@ def evaluate_all(
     each: Callable[[], None] = lambda: None,
     ranks: Ranks = alone(),
 ) -> dict[str, Scores]:
-    """Score models on batches of (images [B, C, H, W] uint8, labels [B] int64): every image once,
+    """Score models on batches of (images [B, C, H, W] uint8, targets [B, ...]): every image once,
     without padding.
 
     The images are decoded once for all models. each: called after every batch, so that a stop need

@@ -51,7 +51,7 @@ def least_images(state: TrainingState) -> int:
 
 
 def split(images: Tensor, targets: Tensor, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """A prepared micro-batch (images [S * B, ...], targets [B, K]) in parts: each has every
+    """A prepared micro-batch (images [S * B, ...], targets [B, ...]) in parts: each has every
     number-th of the B images, as micro-batches have those of a step.
     """
     if number == 1:

@@ -99,7 +99,7 @@ def _activation_bytes(plan: Plan, settings: Settings, model: nn.Module) -> int |
     images = torch.empty(splits * each, profile.channels, images_px, images_px, device=device)
     if settings.is_channels_last(images_px):
         images = images.contiguous(memory_format=torch.channels_last)
-    targets = torch.empty(each, profile.num_classes, device=device)
+    targets = task_of(plan, settings).blank_targets(each, device)
     own = {id(one.untyped_storage()) for one in chain(model.parameters(), model.buffers())}
     kept: dict[int, torch.UntypedStorage] = {}  # a storage that is alive keeps its id to itself
 

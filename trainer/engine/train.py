@@ -207,7 +207,7 @@ def evaluate_epoch(state: TrainingState, data: OpenedData, run: NullRun) -> bool
         return False
     for which, of_weights in scores.items():
         run.logger.scores(progress.step, progress.step // plan.steps_per_epoch, which, of_weights)
-    progress.scores = {which: vars(of_weights) for which, of_weights in scores.items()}
+    progress.scores = {which: of_weights.record() for which, of_weights in scores.items()}
     progress.evaluated_step = progress.step
     run.evaluated()
     return True

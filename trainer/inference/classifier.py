@@ -91,9 +91,16 @@ class Classifier:
 
 
 def of_run(folder: Path) -> Classifier:
-    """The trained model of a finished run. Raises PlanError where there is none."""
-    model = open_model(folder)
+    """The trained model of a finished run. Raises PlanError where there is none, or it names no
+    classes of whole images.
+    """
     recipe, facts = recipe_of(folder)
+    if recipe.of_task.answers_with_pictures:
+        raise PlanError(
+            f"{folder}: a run of {recipe.of_task.name}, whose model names no class of an image",
+            "use predict without other sizes, or eval with run= alone",
+        )
+    model = open_model(folder)
     image, profile = recipe.image, facts["profile"]
     found = ImageFacts(
         profile["channels"],

@@ -8,17 +8,13 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from trainer.base.scores import main_score
 from trainer.base.settings import Settings
 from trainer.recipe.plan import Plan
 from trainer.runs.results import Row
 
 _MOST_LINES = 10**7  # that a file can hold, see LARGEST_METRICS_BYTES
-_SCORES = {
-    "top1_pct": "top1_pct",
-    "top5_pct": "top5_pct",
-    "val_loss_nats": "loss_nats",
-    "num_images": "num_val_images",
-}
+_SCORES = {"val_loss_nats": "loss_nats", "num_images": "num_val_images"}
 
 
 def curve_checks(
@@ -106,6 +102,8 @@ def _last_scores(lines: Sequence[dict], row: Row) -> Iterator[tuple[str, Any, An
     if row.curves_incomplete and row.scored not in last:
         return
     scored = last.get(row.scored, {})
+    for name, value in row.percentages.items():
+        yield f"the row's {name}, as its last line", value, scored.get(name)
     for name, of_row in _SCORES.items():
         yield f"the row's {of_row}, as its last line", getattr(row, of_row), scored.get(name)
     yield "the last line's step", row.steps, scored.get("step")
@@ -113,5 +111,5 @@ def _last_scores(lines: Sequence[dict], row: Row) -> Iterator[tuple[str, Any, An
     yield (
         "the score of the weights not scored",
         row.other_top1_pct,
-        other["top1_pct"] if other else None,
+        (main_score(other) or ("", None))[1] if other else None,
     )
