@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from trainer.base.errors import UserError
+from trainer.base.memory import importing
 from trainer.base.signals import StopRequest
 from trainer.cli import options
 from trainer.cli.options import app, user_errors
@@ -32,6 +33,7 @@ Interpolation = Annotated[
 ]
 
 
+@importing()
 def _commands():
     from trainer.cli import inference_commands  # torch, timm: only once options are parsed
 

@@ -71,7 +71,9 @@ Weights = Annotated[
         "timm:resnet50.a1_in1k; recorded with their sha256."
     ),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Device = Annotated[
+    str, typer.Option(help="auto, cpu, cuda[:N], xpu[:N] or mps (the last two untried).")
+]
 Precision = Annotated[
     str,
     typer.Option(

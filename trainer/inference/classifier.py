@@ -72,7 +72,8 @@ class Classifier:
 
     def on(self, settings: Settings) -> Classifier:
         """The same on a run's device, in its memory format."""
-        memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
+        is_last = settings.is_channels_last(self.image.test_px)
+        memory_format = torch.channels_last if is_last else torch.contiguous_format
         model = self.model.to(settings.device).to(memory_format=memory_format)
         return replace(self, model=model)
 

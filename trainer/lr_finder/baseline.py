@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from trainer.base import streams
+from trainer.base.devices import sum_dtype
 from trainer.base.errors import PlanError
 from trainer.base.settings import Settings
 from trainer.data.dataset import OpenedData
@@ -141,16 +142,18 @@ class HeldOut:
         lag behind weights that move fast.
         """
         plan, task = self.plan, task_of(self.plan, self.settings)
+        device = self.settings.device
         norms = running_norms(model)
         sample = max(_LEAST_SAMPLE, plan.recipe.batch.norm_images) if norms else _FORWARD_IMAGES
         num_parts = max(1, len(self.labels) // sample)
-        total = torch.zeros((), dtype=torch.float64, device=self.settings.device)
+        total = torch.zeros((), dtype=sum_dtype(device), device=device)
         samples = zip(
             self.images.tensor_split(num_parts), self.labels.tensor_split(num_parts), strict=True
         )
         with _measuring(model, norms):
             for images, labels in self.ranks.share(samples):
-                total += task.validation_loss(model, images, labels).double() * len(labels)
+                loss = task.validation_loss(model, images, labels)
+                total += loss.to(total.dtype) * len(labels)
         self.ranks.sum(total)
         return float(total) / len(self.labels)
 

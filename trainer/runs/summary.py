@@ -12,9 +12,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from trainer.base.commands import command
+from trainer.base.devices import is_tried
 from trainer.base.plural import counted
 from trainer.base.scores import score_label
-from trainer.base.settings import Settings, unused_accelerator
+from trainer.base.settings import Settings
 from trainer.base.tensorboard import tensorboard_command
 from trainer.base.terminal import open_terminal
 from trainer.components.optimizers import param_groups
@@ -82,9 +83,12 @@ def plan_in_brief(
         workers = counted(settings.num_workers, "worker")
     threads = counted(settings.num_threads, "thread")
     out.print(f"{settings.device}, {settings.precision}, {threads}, {workers}")
-    idle = unused_accelerator(settings.device)
-    if idle:
-        out.print(f"note: this machine's {idle} is not used: a run is on its CPU", style="yellow")
+    if not is_tried(settings.device):
+        out.print(
+            f"note: device={settings.device} is untried: no run of ours has been made on one;"
+            " device=cpu trains without it",
+            style="yellow",
+        )
     precision_note(out, plan, settings.precision)
 
 

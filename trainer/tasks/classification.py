@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trainer.base.devices import sum_dtype
 from trainer.components.mixing import UnitMixes, one_hot_targets
 from trainer.components.task import Moved, TaskSection
 from trainer.data.datasets.builtin import ImageSet
@@ -128,7 +129,8 @@ class Classification(Task):
         logits = logits.float() if mirrored is None else logits.float() + mirrored.float()
         first = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
         loss = recipe.loss(logits, one_hot_targets(labels, logits.shape[1], 0.0))
-        return torch.stack([first[:, 0].sum(), first.sum(), loss * len(labels)]).double()
+        sums = torch.stack([first[:, 0].sum(), first.sum(), loss * len(labels)])
+        return sums.to(sum_dtype(device))
 
     def scores(self, sums: Sequence[float], num_images: int) -> ClassificationScores:
         num_top1, num_top5, loss_sum = sums
