@@ -22,6 +22,7 @@ DEBUG_KINDS = ("nan",)
 KEPT_WEIGHTS = ("best",)
 # what track= takes: the first is always on, each other is a package, and an extra of ours
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
+_SIDES_PX = range(8, 2049)  # of images, as recipes have them
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Settings:
     every JPEG file decoded whole by PIL, or "ffcv". stop_if: "off_track" to end a run that is off
     the track of earlier ones. expect: which those are, "" for those of the same recipe. debug:
     "nan" to have the source of numbers that are not finite named. keep: "best" to keep the weights
-    of the best epoch beside the last. trackers: where curves go beside TensorBoard.
+    of the best epoch beside the last. trackers: where curves go beside TensorBoard. test_px: image
+    sizes at which the finished model is scored too; the result is at the recipe's own.
     """
 
     device: str
@@ -68,6 +70,7 @@ class Settings:
     debug: str = ""
     keep: str = ""
     trackers: tuple[str, ...] = ()
+    test_px: tuple[int, ...] = ()
 
     @property
     def is_bitwise(self) -> bool:
@@ -98,6 +101,7 @@ def make_settings(
     debug: str = "",
     keep: str = "",
     track: str = "",
+    test_px: str = "",
 ) -> Settings:
     """Resolve what was asked against this machine.
 
@@ -161,6 +165,7 @@ def make_settings(
         debug=debug,
         keep=keep,
         trackers=trackers,
+        test_px=sizes_of(test_px),
     )
 
 
@@ -264,6 +269,21 @@ def worker_count(workers: str, auto: int) -> int:
     if not workers.isdigit() or int(workers) > 256:
         raise UserError(f"workers={workers}: not a number of processes; valid: auto, 0 .. 256")
     return int(workers)
+
+
+def sizes_of(test_px: str) -> tuple[int, ...]:
+    """The sides in px of "224 256", each once; empty where none is given.
+
+    Raises UserError for what is no side of an image.
+    """
+    words = test_px.replace(",", " ").split()
+    for word in words:
+        if not (word.isascii() and word.isdecimal()) or int(word) not in _SIDES_PX:
+            raise UserError(
+                f"test_px={test_px}: {word!r} is no number of pixels",
+                f"use 224, or 224 256, each {_SIDES_PX[0]} to {_SIDES_PX[-1]}",
+            )
+    return tuple(dict.fromkeys(map(int, words)))
 
 
 def check_writable(what: str, folder: Path) -> None:

@@ -21,7 +21,9 @@ Batch = Annotated[int, typer.Option(min=1, help="Images at once.")]
 TestPx = Annotated[
     str,
     typer.Option(
-        "--test-px", "--test_px", help="Side of the model's input; default: as it was trained for."
+        "--test-px",
+        "--test_px",
+        help='Side of the model\'s input, or several: "224 256"; default: as it was trained for.',
     ),
 ]
 Crop = Annotated[
@@ -62,15 +64,13 @@ def predict(
     runs: options.Runs = Path("runs"),
     again: Annotated[bool, typer.Option(help="Overwrite a file of answers.")] = False,
 ) -> None:
-    """Write a model's best classes for every image of a folder, with their probabilities (softmax).
-    Rerun the same command to resume.
+    """Write a model's best classes for every image of a folder, with their probabilities (softmax);
+    at several image sizes (test_px="224 256") a file for each. Rerun the same command to resume.
     """
     with StopRequest() as stop:
         commands = _commands()
         commands.predict(
-            commands.Asked(run, model, weights, runs, test_px, crop, interpolation).at_one_size()[
-                0
-            ],
+            commands.Asked(run, model, weights, runs, test_px, crop, interpolation).at_sizes(),
             images,
             out,
             top_k,

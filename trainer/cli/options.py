@@ -227,6 +227,15 @@ Keep = Annotated[
         "result stays the last epoch's."
     ),
 ]
+TestSizes = Annotated[
+    str,
+    typer.Option(
+        "--test-px",
+        "--test_px",
+        help='Image sizes to score the finished model at too: "224 256 288"; in the row beside the '
+        "result, which stays that of the recipe's own size.",
+    ),
+]
 BadImages = Annotated[
     str,
     typer.Option(

@@ -9,7 +9,7 @@ import typer
 
 from trainer.base.errors import printable
 from trainer.base.plugins import load_plugins
-from trainer.base.settings import check_loader, trackers_of
+from trainer.base.settings import check_loader, sizes_of, trackers_of
 from trainer.base.signals import StopRequest
 from trainer.cli import options
 from trainer.cli.options import app, user_errors, with_weights
@@ -59,6 +59,7 @@ def train(
     expect: options.Expect = "",
     debug: options.Debug = "",
     keep: options.Keep = "",
+    test_px: options.TestSizes = "",
     track: options.Track = "",
 ) -> None:
     """Train a model by a recipe and store the run's row. Rerun the same command to resume a run
@@ -67,6 +68,7 @@ def train(
     with StopRequest() as stop:  # before the imports, which take seconds
         check_loader(loader)
         trackers_of(track)
+        sizes_of(test_px)
         commands = _commands()
         overrides = with_weights(set_, weights, runs)
         code = commands.train_job(
@@ -86,6 +88,7 @@ def train(
                 "expect": expect,
                 "debug": debug,
                 "keep": keep,
+                "test_px": test_px,
                 "micro_batch": micro_batch,
                 "activation_checkpointing": bool(activation_checkpointing),
                 "compile": bool(compile),

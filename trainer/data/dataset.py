@@ -32,22 +32,24 @@ from trainer.distributed.communicator import Ranks, alone
 
 EVALUATION_IMAGES = 128  # per batch; fixed, so that a score does not depend on the recipe's batch
 
-
-_VAL, _TRAIN = range(2)  # the streams of a run's pool
+_TRAIN = 0  # among the streams of a run's pool, where the others are known by their image size
 
 
 @dataclass(frozen=True)
 class StartedLoaders:
-    """Processes that make the evaluation batches of a plan, and this rank's micro-batches."""
+    """Processes that make the evaluation batches of a plan at some image sizes, and this rank's
+    micro-batches. streams: what each of the pool's streams is, _TRAIN or a size in px.
+    """
 
     pool: Pool
+    streams: tuple[int, ...]
     plan: Any
     ranks: Ranks
 
-    def serves(self, number: int, plan, ranks: Ranks) -> bool:
+    def serves(self, stream: int, plan, ranks: Ranks) -> bool:
         """Do they make this stream of a plan for a rank?"""
         return (
-            number < len(self.pool.streams)
+            stream in self.streams
             and plan is self.plan
             and (ranks.rank, ranks.world_size) == (self.ranks.rank, self.ranks.world_size)
         )
@@ -138,11 +140,14 @@ class OpenedData:
         if not settings.num_workers:
             yield self
             return
-        sources = [self._evaluation_stream(plan)]
+        sources: dict[int, Any] = {
+            px: self._evaluation_stream(plan, px)
+            for px in (plan.recipe.image.test_px, *settings.test_px)
+        }
         if settings.loader != "ffcv":  # whose threads load
-            sources.append(self.stream(plan, settings, ranks).source())
-        with Pool(sources, settings.num_workers, say) as pool:
-            yield replace(self, started=StartedLoaders(pool, plan, ranks))
+            sources[_TRAIN] = self.stream(plan, settings, ranks).source()
+        with Pool(list(sources.values()), settings.num_workers, say) as pool:
+            yield replace(self, started=StartedLoaders(pool, tuple(sources), plan, ranks))
 
     def train_stream(
         self,
@@ -166,12 +171,12 @@ class OpenedData:
             settings.device,
         )
 
-    def _workers(self, number: int, plan, settings, ranks: Ranks) -> int | Started:
+    def _workers(self, stream: int, plan, settings, ranks: Ranks) -> int | Started:
         """The processes that were started for this, else the number of those to start."""
         found = self.started
-        if found is None or not found.serves(number, plan, ranks):
+        if found is None or not found.serves(stream, plan, ranks):
             return settings.num_workers
-        return Started(found.pool, number)
+        return Started(found.pool, found.streams.index(stream))
 
     def stream(self, plan, settings, ranks: Ranks = alone()) -> TrainStream:
         """This rank's training micro-batches of a plan, by key."""
@@ -195,25 +200,31 @@ class OpenedData:
         )
 
     def val_batches(
-        self, plan, settings, ranks: Ranks = alone(), watch: Watch = Watch()
+        self,
+        plan,
+        settings,
+        ranks: Ranks = alone(),
+        watch: Watch = Watch(),
+        test_px: int | None = None,
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Every validation image once, in order; several ranks share the batches, without
-        padding.
+        padding. test_px: another size than the recipe's.
         """
+        px = test_px or plan.recipe.image.test_px
         return evaluation_batches(
-            self._evaluation_stream(plan),
-            self._workers(_VAL, plan, settings, ranks),
+            self._evaluation_stream(plan, px),
+            self._workers(px, plan, settings, ranks),
             settings.device,
             ranks.rank,
             ranks.world_size,
             watch,
         )
 
-    def _evaluation_stream(self, plan) -> EvaluationStream:
+    def _evaluation_stream(self, plan, test_px: int) -> EvaluationStream:
         image = plan.recipe.image
         return EvaluationStream(
             self.val,
-            test_px=image.test_px,
+            test_px=test_px,
             test_crop_share=image.test_crop_share,
             interpolation=image.test_interpolation,
             batch_images=EVALUATION_IMAGES,

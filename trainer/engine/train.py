@@ -14,7 +14,7 @@ from trainer.base.signals import Stopped, StoppedAlone
 from trainer.data.dataset import OpenedData
 from trainer.data.index import DataError
 from trainer.distributed.communicator import Ranks
-from trainer.engine.evaluate import evaluate_all
+from trainer.engine.evaluate import evaluate, evaluate_all
 from trainer.engine.micro_batches import (
     explained,
     num_pieces,
@@ -72,6 +72,7 @@ def train(state: TrainingState, data: OpenedData, run: NullRun | None = None) ->
                     return "diverged"
                 run.save_if_due()
             run.save()
+            evaluate_sizes(state, data, run)
             return "finished"
         except Stopped as signal_name:
             run.stopped(signal_name)
@@ -211,6 +212,18 @@ def evaluate_epoch(state: TrainingState, data: OpenedData, run: NullRun) -> bool
     progress.evaluated_step = progress.step
     run.evaluated()
     return True
+
+
+def evaluate_sizes(state: TrainingState, data: OpenedData, run: NullRun) -> None:
+    """Score the finished model at the other image sizes of test_px=, by the recipe's own share of
+    the crop: beside the result, which stays that of the recipe's own size.
+    """
+    plan, settings, ranks = state.plan, state.settings, state.ranks
+    for px in state.other_px:
+        batches = data.val_batches(plan, settings, ranks, run.watch, test_px=px)
+        scores = evaluate(plan, settings, state.model_at(px), batches, run.check, ranks)
+        state.size_scores[px] = scores
+        run.logger.say(f"at {px} px  {scores.summary()}")
 
 
 def is_window_end(state: TrainingState) -> bool:

@@ -17,7 +17,7 @@ from trainer.base.json_text import json_file
 from trainer.base.settings import Settings
 from trainer.data.decode import RESAMPLING
 from trainer.data.transforms import autocast, scored_inputs
-from trainer.models.build import check_model_name, refusal
+from trainer.models.build import at_size, check_model_name
 from trainer.models.edit.replacement import classifier_of
 from trainer.models.initialization import load_pretrained
 from trainer.models.spec import Pretrained
@@ -148,8 +148,9 @@ def _first_word(description: str) -> str:
 
 
 def shown_otherwise(classifier: Classifier, changes: Mapping[str, Any]) -> Classifier:
-    """The same model, shown images with some facts changed. Raises PlanError for a value that does
-    not make sense.
+    """The same model, shown images with some facts changed; at another size with its position
+    embeddings interpolated, where it has such. Raises PlanError for a value that does not make
+    sense.
     """
     given = {name: value for name, value in changes.items() if value is not None}
     image = replace(classifier.image, **given)
@@ -157,13 +158,8 @@ def shown_otherwise(classifier: Classifier, changes: Mapping[str, Any]) -> Class
         raise PlanError(
             f"interpolation={image.interpolation}: unknown", f"use {', '.join(RESAMPLING)}"
         )
-    reason = refusal(classifier.model, image.channels, image.test_px)
-    if reason is not None:
-        raise PlanError(
-            f"test_px={image.test_px}: {classifier.name} does not support it ({reason})",
-            "use another test_px=",
-        )
-    return replace(classifier, image=image)
+    model = at_size(classifier.model, classifier.name, image.channels, image.test_px)
+    return replace(classifier, model=model, image=image)
 
 
 def _facts(model: str, weights: str, path: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -61,6 +62,7 @@ from trainer.runs.pace import pace_of
 from trainer.runs.results import (
     Row,
     RowDeviation,
+    SizeScore,
     read_row,
     read_row_file,
     row_path,
@@ -217,8 +219,21 @@ def run_job(
         markup=False,
         highlight=False,
     )
+    if row is not None and (missing := _sizes_missing(row, plan, settings)):
+        asks = command("eval", run=name, test_px=" ".join(map(str, missing)))
+        console.print(
+            f"it has no scores at {', '.join(map(str, missing))} px: `{asks}` gives them",
+            markup=False,
+            highlight=False,
+        )
     status = ranks.broadcast(row.status if row else "")
     return (EXIT_DONE if status == "finished" else EXIT_DIVERGED), row
+
+
+def _sizes_missing(row: Row, plan: Plan, settings: Settings) -> list[int]:
+    """The image sizes asked for at which a row that was found has no score."""
+    known = {plan.recipe.image.test_px, *(scores.test_px for scores in row.test_sizes)}
+    return [px for px in settings.test_px if px not in known] if row.status == "finished" else []
 
 
 def _check_found(name: str, row: Row, plan: Plan, data) -> None:
@@ -464,6 +479,7 @@ def _write_end(
         "cell": job.cell,
         "best_epoch": best_epoch(outcome.run.folder, outcome.run.curve) if settings.keep else None,
         "curves_incomplete": outcome.run.curves_incomplete,
+        "test_sizes": size_scores(outcome.state),
         **parent,
         **pace_of(outcome.run.folder / "speed.jsonl", plan),
     }
@@ -569,6 +585,19 @@ def deviation_of_head(state) -> tuple[RowDeviation, ...]:
         return ()
     path = "model.pretrained.head"
     return (RowDeviation(path=path, before="kept", after="new", origin="weights"),)
+
+
+def size_scores(state) -> tuple[SizeScore, ...]:
+    """Of a row: the scores at the image sizes of test_px=, the smallest first."""
+    return tuple(
+        SizeScore(
+            test_px=px,
+            top1_pct=scores.top1_pct,
+            top5_pct=scores.top5_pct,
+            loss_nats=scores.loss_nats if math.isfinite(scores.loss_nats) else None,
+        )
+        for px, scores in sorted(state.size_scores.items())
+    )
 
 
 def make_row(

@@ -81,6 +81,12 @@ def plan_in_brief(
         workers = counted(settings.num_workers, "worker")
     threads = counted(settings.num_threads, "thread")
     out.print(f"{settings.device}, {settings.precision}, {threads}, {workers}")
+    if settings.test_px:
+        sizes, share = ", ".join(map(str, settings.test_px)), recipe.image.test_crop_share
+        out.print(
+            f"scored at {sizes} px too at the end, by the recipe's own crop share {share:g}:"
+            f" the result is at {recipe.image.test_px} px"
+        )
     idle = unused_accelerator(settings.device)
     if idle:
         out.print(f"note: this machine's {idle} is not used: a run is on its CPU", style="yellow")
@@ -431,6 +437,9 @@ def row(out: Console, row: Row, settings: Settings, plan: Plan) -> None:
         + ("" if row.majority_pct is None else f"  (majority class {row.majority_pct:.1f} %)"),
         style="bold",
     )
+    for at_px in row.test_sizes:
+        top5 = f"  top-5 {at_px.top5_pct:.2f} %" if plan.profile.num_classes > 5 else ""
+        out.print(f"       at {at_px.test_px} px  top-1 {at_px.top1_pct:.2f} %{top5}")
     if row.best_epoch is not None and row.num_top1_by_epoch:
         best_pct = 100 * row.num_top1_by_epoch[row.best_epoch - 1] / row.num_val_images
         out.print(
