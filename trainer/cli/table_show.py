@@ -47,6 +47,7 @@ from trainer.report.latex import as_latex
 from trainer.report.notes import effect_remarks, remarks, warnings
 from trainer.report.rows import Stores, by_cell, errors_in, find_rows, open_table, stores_of
 from trainer.report.tables import METRICS, State, Table, find_metric, summarize
+from trainer.report.test_sizes import REMARK, SizeTable, size_table
 from trainer.report.view import COST_COLUMNS, DEFAULT_COLUMNS, View, make_view
 from trainer.runs.results import Row
 

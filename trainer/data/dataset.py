@@ -197,6 +197,8 @@ class OpenedData:
             if settings.device == "cpu" and settings.num_workers
             else None,
             assigned=plan.assignment(ranks.rank, ranks.world_size),
+            sampling=plan.recipe.sampling,
+            epochs=plan.recipe.epochs,
         )
 
     def val_batches(

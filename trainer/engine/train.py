@@ -39,6 +39,7 @@ def train(state: TrainingState, data: OpenedData, run: NullRun | None = None) ->
     """
     run = run or NullRun()
     plan, settings = state.plan, state.settings
+    assert plan.class_counts is not None or not plan.recipe.loss.needs_counts, "see with_counts"
     set_algorithms(settings)
     with run.open():
         progress = state.progress

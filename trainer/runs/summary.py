@@ -284,7 +284,9 @@ def plan_in_full(out: Console, plan: Plan, model, swaps: Sequence[Replacement]) 
             f"{plan.draws_per_epoch * recipe.epochs:,} = {recipe.epochs} x {plan.draws_per_epoch:,}"
         ),
         "unique images per epoch": (
-            f"{plan.unique_per_epoch:,} of {plan.profile.num_train:,}"
+            ("at most " if recipe.sampling else "")
+            + f"{plan.unique_per_epoch:,} of {plan.profile.num_train:,}"
+            + (f", classes by sampling {recipe.sampling.name}" if recipe.sampling else "")
             + (f" (each up to {recipe.repeats} times)" if recipe.repeats else "")
         ),
         "weight decay": decay_line(plan, model),

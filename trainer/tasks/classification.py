@@ -104,7 +104,7 @@ class Classification(Task):
         """The recipe's loss of float32 logits."""
         with autocast(self.settings):
             logits = model(inputs)
-        return self.plan.recipe.loss(logits.float(), targets)
+        return self.plan.loss(logits.float(), targets)
 
     def validation_loss(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         inputs = scored_inputs(images, self.plan.profile, self.settings)
@@ -122,7 +122,7 @@ class Classification(Task):
             mirrored = _scored(model, images.flip(3)) if recipe.image.test_flip else None
         logits = logits.float() if mirrored is None else logits.float() + mirrored.float()
         first = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-        loss = recipe.loss(logits, one_hot_targets(labels, logits.shape[1], 0.0))
+        loss = self.plan.loss(logits, one_hot_targets(labels, logits.shape[1], 0.0))
         return torch.stack([first[:, 0].sum(), first.sum(), loss * len(labels)]).double()
 
     def scores(self, sums: Sequence[float], num_images: int) -> ClassificationScores:
