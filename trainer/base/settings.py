@@ -45,6 +45,8 @@ class Settings:
     "nan" to have the source of numbers that are not finite named. keep: "best" to keep the weights
     of the best epoch beside the last. trackers: where curves go beside TensorBoard. test_px: image
     sizes at which the finished model is scored too; the result is at the recipe's own.
+    eval_every_epochs: from one evaluation to the next; the last epoch always has one. eval_images:
+    at once in an evaluation.
     """
 
     device: str
@@ -71,6 +73,8 @@ class Settings:
     keep: str = ""
     trackers: tuple[str, ...] = ()
     test_px: tuple[int, ...] = ()
+    eval_every_epochs: int = 1
+    eval_images: int = 128  # not the recipe's batch, so that a score does not depend on that
 
     @property
     def is_bitwise(self) -> bool:
@@ -102,6 +106,9 @@ def make_settings(
     keep: str = "",
     track: str = "",
     test_px: str = "",
+    eval_every: int = Settings.eval_every_epochs,
+    eval_batch: int = Settings.eval_images,
+    log_every: int = Settings.log_steps,
 ) -> Settings:
     """Resolve what was asked against this machine.
 
@@ -128,6 +135,7 @@ def make_settings(
             " it without them"
         )
     trackers = trackers_of(track)
+    _check_counts(eval_every=eval_every, eval_batch=eval_batch, log_every=log_every)
     if compile and activation_checkpointing:
         raise UserError(
             "compile=1 activation_checkpointing=1: each changes how a pass runs; use one of the two"
@@ -166,6 +174,9 @@ def make_settings(
         keep=keep,
         trackers=trackers,
         test_px=sizes_of(test_px),
+        eval_every_epochs=eval_every,
+        eval_images=eval_batch,
+        log_steps=log_every,
     )
 
 
@@ -175,6 +186,13 @@ def _check_word(name: str, value: str, valid: tuple[str, ...]) -> None:
         raise UserError(
             f"{name}={value}: unknown{did_you_mean(value, valid)}; valid: {', '.join(valid)}"
         )
+
+
+def _check_counts(**given: int) -> None:
+    """Refuse a number below 1. Raises UserError."""
+    for name, value in given.items():
+        if value < 1:
+            raise UserError(f"{name}={value}: below 1", f"use {name}=1 or more")
 
 
 def _check_compile_mode(mode: str, is_compiled: bool) -> None:

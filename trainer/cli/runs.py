@@ -60,6 +60,9 @@ def train(
     debug: options.Debug = "",
     keep: options.Keep = "",
     test_px: options.TestSizes = "",
+    eval_every: options.EvalEvery = 1,
+    eval_batch: options.EvalBatch = 128,
+    log_every: options.LogEvery = 10,
     track: options.Track = "",
 ) -> None:
     """Train a model by a recipe and store the run's row. Rerun the same command to resume a run
@@ -89,6 +92,9 @@ def train(
                 "debug": debug,
                 "keep": keep,
                 "test_px": test_px,
+                "eval_every": eval_every,
+                "eval_batch": eval_batch,
+                "log_every": log_every,
                 "micro_batch": micro_batch,
                 "activation_checkpointing": bool(activation_checkpointing),
                 "compile": bool(compile),

@@ -177,6 +177,46 @@ class Cosine(_ToEnd, _OverPeriod, _Unscaled):
         return self.end + 0.5 * (peak - self.end) * (1 + math.cos(angle))
 
 
+class CosineCycles(_ToEnd, _OverPeriod):
+    """Half a cosine from the peak down to `end` again and again: a rate that restarts.
+
+    cycle_epochs: the length of the first cycle, also a fraction. growth: each cycle is so many
+    times as long as the one before; decay: and starts at so much of its peak; absent, all alike.
+    period: where the first cycle starts, as of a cosine. The last is cut off by the run's end.
+
+    Source: Loshchilov and Hutter 2016, arXiv:1608.03983 (warm restarts); timm's CosineLRScheduler.
+    """
+
+    name: Literal["cosine_cycles"] = "cosine_cycles"
+    cycle_epochs: EpochLength
+    growth: Annotated[float, Field(gt=1, le=100)] | None = None
+    decay: Factor | None = None
+    end: NonNegative
+    period: Period
+    k_decay: Positive | None = None
+    example: ClassVar[dict[str, Any]] = {
+        "cycle_epochs": 10, "growth": 2.0, "decay": 0.5, "end": 0.0, "period": "run",
+    }  # fmt: skip
+
+    def at(
+        self, peak: float, update: int, num_warmup: int, num_updates: int, updates_per_epoch: int
+    ) -> float:
+        length = self.cycle_epochs * updates_per_epoch
+        left = float(update - (0 if self.period == "run" else num_warmup))
+        while left >= length:
+            left, length = left - length, length * (self.growth or 1.0)
+            peak *= self.decay or 1.0
+        done_share = (left / length) ** (self.k_decay or 1.0)
+        return self.end + 0.5 * (peak - self.end) * (1 + math.cos(math.pi * done_share))
+
+    def scaled_to(self, epochs: int, epochs_before: int) -> Self:
+        length = scaled_epochs(self.cycle_epochs, epochs, epochs_before)
+        return self.model_copy(update={"cycle_epochs": _whole(length)})
+
+    def lengths(self, epochs: int, warmup_epochs: int) -> Iterator[tuple[str, float, float]]:
+        yield "cycle_epochs", self.cycle_epochs, epochs
+
+
 class Polynomial(_ToEnd, _OverPeriod, _Unscaled):
     """From the peak down to `end` with the share of the period that is left, raised to `power`; 1
     is a straight line.

@@ -30,8 +30,6 @@ from trainer.data.transforms import fill_of
 from trainer.data.workers import Pool, Started, Watch
 from trainer.distributed.communicator import Ranks, alone
 
-EVALUATION_IMAGES = 128  # per batch; fixed, so that a score does not depend on the recipe's batch
-
 _TRAIN = 0  # among the streams of a run's pool, where the others are known by their image size
 
 
@@ -141,7 +139,7 @@ class OpenedData:
             yield self
             return
         sources: dict[int, Any] = {
-            px: self._evaluation_stream(plan, px)
+            px: self._evaluation_stream(plan, settings, px)
             for px in (plan.recipe.image.test_px, *settings.test_px)
         }
         if settings.loader != "ffcv":  # whose threads load
@@ -214,7 +212,7 @@ class OpenedData:
         """
         px = test_px or plan.recipe.image.test_px
         return evaluation_batches(
-            self._evaluation_stream(plan, px),
+            self._evaluation_stream(plan, settings, px),
             self._workers(px, plan, settings, ranks),
             settings.device,
             ranks.rank,
@@ -222,14 +220,14 @@ class OpenedData:
             watch,
         )
 
-    def _evaluation_stream(self, plan, test_px: int) -> EvaluationStream:
+    def _evaluation_stream(self, plan, settings, test_px: int) -> EvaluationStream:
         image = plan.recipe.image
         return EvaluationStream(
             self.val,
             test_px=test_px,
             test_crop_share=image.test_crop_share,
             interpolation=image.test_interpolation,
-            batch_images=EVALUATION_IMAGES,
+            batch_images=settings.eval_images,
         )
 
 

@@ -178,17 +178,14 @@ def own_micro_batches(state: TrainingState, step: int) -> list[int]:
 
 
 def evaluate_epoch(state: TrainingState, data: OpenedData, run: NullRun) -> bool:
-    """Evaluate at the end of an epoch, unless that is done: a stop in the middle leaves it to the
-    next process.
+    """Evaluate at the end of an epoch, of every n-th as eval_every= says and of the last, unless
+    that is done: a stop in the middle leaves it to the next process.
 
     False where the scored weights' loss is NaN or infinite: their score would mean nothing.
     """
     plan, settings, progress = state.plan, state.settings, state.progress
-    if (
-        progress.step == 0
-        or progress.step % plan.steps_per_epoch
-        or progress.evaluated_step == progress.step
-    ):
+    is_due = progress.step == plan.last_evaluation(progress.step, settings.eval_every_epochs)
+    if progress.step == 0 or not is_due or progress.evaluated_step == progress.step:
         return True
     if plan.recipe.precise_norm is not None:
         first_step = progress.step - plan.steps_per_epoch

@@ -151,6 +151,13 @@ class Plan:
     def is_epoch_end(self, step: int) -> bool:
         return (step + 1) % self.steps_per_epoch == 0
 
+    def last_evaluation(self, step: int, every_epochs: int) -> int:
+        """The last step up to `step` after which there is an evaluation, of every n-th epoch and of
+        the last; 0 for none.
+        """
+        every = every_epochs * self.steps_per_epoch
+        return step if step == self.num_steps else step - step % every
+
     @property
     def identity(self) -> RunIdentity:
         """All that may change the score, but for the bytes of the images."""

@@ -299,6 +299,26 @@ def _check_same_images(folder: Path, content_sha256: str | None) -> None:
         )
 
 
+def _lines_of(settings: Settings | type[Settings]) -> dict[str, int]:
+    """What says at which steps the curves of a run have lines, as plan.json has it."""
+    return {"log_every": settings.log_steps, "eval_every": settings.eval_every_epochs}
+
+
+def _check_same_lines(folder: Path, settings: Settings) -> None:
+    """Refuse to resume with other lines in the curves than the run was begun with."""
+    if not any((folder / "checkpoints").glob("step_*.pt")):
+        return
+    try:
+        facts = json_file(folder / "plan.json")
+        before = {key: facts.get(key, value) for key, value in _lines_of(Settings).items()}
+    except (OSError, ValueError, AttributeError):  # none, or damaged: then nothing is known
+        return
+    if other := [name for name, value in _lines_of(settings).items() if before[name] != value]:
+        words = " ".join(f"{name}={before[name]}" for name in other)
+        remedy = f"use {words}, or remove that folder to start anew"
+        raise PlanError(f"{folder}: was begun with {words}", remedy)
+
+
 def _stored_row(settings: Settings, name: str, ranks: Ranks) -> Row | None:
     return read_row(settings.results, name) if ranks.is_first else None
 
@@ -320,8 +340,9 @@ def _run_to_row(
     expected = _expected(job, plan, settings, data, console) if ranks.is_first else None
     if ranks.is_first:
         _check_same_images(folder, data.content_sha256)
+        _check_same_lines(folder, settings)
         with must_write(folder):
-            write_plan(folder, job, plan, data.content_sha256)
+            write_plan(folder, job, plan, data.content_sha256, settings)
     parent = parent_of(plan)  # now: by the end its folder may be gone
     guard = Guard(lock, faults(plan, folder, ranks) if faults else None)
     with Tracking(
@@ -491,7 +512,7 @@ def _write_end(
 def _write_stopped(folder: Path, job: Job, plan: Plan, outcome) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "plan.json").exists():
-        write_plan(folder, job, plan)
+        write_plan(folder, job, plan, settings=outcome.run.settings)
     write_curves(outcome, folder)
 
 
@@ -518,8 +539,16 @@ def run_name(job: Job, plan: Plan, settings: Settings, fingerprint: str) -> str:
     return f"{name}-{number}"
 
 
-def write_plan(folder: Path, job: Job, plan: Plan, content_sha256: str | None = None) -> None:
-    """Put the resolved recipe and the plan into the run folder. content_sha256: of the images."""
+def write_plan(
+    folder: Path,
+    job: Job,
+    plan: Plan,
+    content_sha256: str | None = None,
+    settings: Settings | None = None,
+) -> None:
+    """Put the resolved recipe and the plan into the run folder. content_sha256: of the images.
+    settings: of which lines its curves have; None as they are by default.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     epochs = range(plan.recipe.epochs)
     facts = {
@@ -537,6 +566,7 @@ def write_plan(folder: Path, job: Job, plan: Plan, content_sha256: str | None = 
         "num_steps": plan.num_steps,
         "num_micro_batches": plan.num_micro_batches,
         "world_size": plan.world_size,
+        **_lines_of(settings or Settings),
         "lr_at_epoch_starts": [plan.lr_at(epoch * plan.steps_per_epoch) for epoch in epochs],
         "deviations": [row.model_dump() for row in deviation_rows(plan)],
     }
@@ -657,6 +687,7 @@ def make_row(
         reserved_mem_mib=reserved_mem_mib(settings),
         precision=settings.precision,
         loader=data.loader_name(settings),
+        eval_batch=settings.eval_images,
         num_workers=settings.num_workers,
         num_threads=settings.num_threads,
         world_size=plan.world_size,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -48,7 +49,7 @@ def rescore(
             f"{folder}: the run has not finished; rerun the command that started it to resume"
         )
     row = read_row_file(folder / "row.json")
-    plan = plan_of_run(folder)
+    plan, settings = plan_of_run(folder), replace(settings, eval_images=row.eval_batch)
     memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
     model = open_model(folder)
     digest = weights_digest(model)

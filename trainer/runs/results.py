@@ -115,6 +115,7 @@ class Row(StrictModel):
     scored weights; empty in older rows, and where one is not known. best_epoch: whose weights are
     kept beside the last ones (keep=best); chosen on val, so that epoch's score is no result.
     test_sizes: scores at further image sizes (test_px=), beside the result and no part of it.
+    eval_batch: images at once in an evaluation.
     stop_if: what would have ended the run early (off_track), so that its score is of a run that was
     not. weights_sha256: of the scored weights, see `weights_digest`. parent: the run whose weights
     it started from (weights=<run>), parent_sha256: the digest of its last weights, if it
@@ -148,6 +149,7 @@ class Row(StrictModel):
     num_top1_by_epoch: tuple[Count, ...] = ()
     best_epoch: Count | None = None
     test_sizes: tuple[SizeScore, ...] = ()
+    eval_batch: Annotated[Count, Field(ge=1)] = 128
     num_val_images: Annotated[Count, Field(ge=1)]
     num_replaced_images: Count
     epochs: Count

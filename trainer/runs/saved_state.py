@@ -88,8 +88,10 @@ def _check_progress(progress: SavedProgress, step: int, state: TrainingState) ->
     plan = state.plan
     if progress.step != step or step > plan.num_steps:
         raise ValueError(f"progress.step is {progress.step} in the file of step {step}")
-    last_end = step - step % plan.steps_per_epoch  # stopped there, it may be evaluated or not yet
-    if progress.evaluated_step not in {last_end, max(0, step - plan.steps_per_epoch)}:
+    # stopped at one, it may be evaluated or not yet
+    every = state.settings.eval_every_epochs
+    due = {plan.last_evaluation(number, every) for number in (step, max(0, step - 1))}
+    if progress.evaluated_step not in due:
         raise ValueError(f"progress.evaluated_step is {progress.evaluated_step} after step {step}")
     if progress.loss_steps > step:
         raise ValueError(f"progress.loss_steps is {progress.loss_steps} after step {step}")

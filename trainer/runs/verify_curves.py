@@ -22,16 +22,21 @@ _SCORES = {
 
 
 def curve_checks(
-    lines: Sequence[dict], plan: Plan, row: Row | None
+    lines: Sequence[dict],
+    plan: Plan,
+    row: Row | None,
+    log_steps: int = Settings.log_steps,
+    eval_every_epochs: int = Settings.eval_every_epochs,
 ) -> Iterator[tuple[str, Any, Any]]:
     """(what, expected, found) of each thing that is checked.
 
-    row: None where the run has not finished: its lines are then as many as there are.
+    row: None where the run has not finished: its lines are then as many as there are. log_steps,
+    eval_every_epochs: its settings.
     """
     found = [curve_name(line) for line in lines]
     is_finished = row is not None and row.status == "finished"
     wanted: list[str] = []
-    all_wanted = expected_lines(plan, Settings.log_steps)
+    all_wanted = expected_lines(plan, log_steps, eval_every_epochs)
     if row is not None and row.curves_incomplete:
         there = set(found)
         wanted = [name for name in itertools.islice(all_wanted, _MOST_LINES) if name in there]
@@ -61,16 +66,16 @@ def curve_checks(
         yield from _last_scores(lines, row)
 
 
-def expected_lines(plan: Plan, log_steps: int) -> Iterator[str]:
+def expected_lines(plan: Plan, log_steps: int, eval_every_epochs: int = 1) -> Iterator[str]:
     """The names of all lines of a whole run: losses every log_steps steps and at each epoch's end,
-    then its scores.
+    then its scores where there is an evaluation.
     """
     kinds = ("model", "average") if plan.recipe.average else ("model",)
     step = 0
     while step < plan.num_steps:
         step = min(step - step % each + each for each in (log_steps, plan.steps_per_epoch))
         yield f"loss at step {step}"
-        if step % plan.steps_per_epoch == 0:
+        if step == plan.last_evaluation(step, eval_every_epochs):
             yield from (f"scores of the {kind} at step {step}" for kind in kinds)
 
 
