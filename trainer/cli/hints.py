@@ -125,7 +125,6 @@ HINTS = {
     "sync_bn": "nothing: the recipe's batch.norm_images says over how many images statistics go",
     "early_stopping": "nothing: a recipe has a fixed length, and the last epoch is the result",
     "patience": "nothing: a recipe has a fixed length, and the last epoch is the result",
-    "log_interval": "nothing: progress is shown by time",
     **dict.fromkeys(
         ("freeze", "freeze_backbone", "freeze_layers", "freeze_body", "linear_probe"),
         'set="model.freeze={{all_but: [head]}}" (only the classifier trains)',
