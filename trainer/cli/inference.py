@@ -96,6 +96,10 @@ def evaluate(
         Path | None,
         typer.Option(help="Folder for a page on classes, confusions, calibration, worst images."),
     ] = None,
+    real: Annotated[
+        Path | None,
+        typer.Option(help="ReaL's real.json: a score of ImageNet's val by its labels too."),
+    ] = None,
     among_present: Annotated[
         bool,
         typer.Option(
@@ -122,7 +126,7 @@ def evaluate(
     """
     with StopRequest() as stop:
         is_otherwise = any(
-            (data, page, among_present, flip, test_px, crop, interpolation, model, weights)
+            (data, page, real, among_present, flip, test_px, crop, interpolation, model, weights)
         )
         if not is_otherwise:
             if not run:
@@ -137,6 +141,7 @@ def evaluate(
             data,
             data_dir,
             page,
+            real,
             among_present,
             flip,
             batch,

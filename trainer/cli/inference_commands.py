@@ -27,6 +27,7 @@ from trainer.inference.predict import check_format
 from trainer.inference.predict import predict as run_prediction
 from trainer.inference.quality import judge
 from trainer.inference.quality_page import scores_line, write_quality
+from trainer.inference.real_labels import read_real, real_top1
 from trainer.inference.sheet import write_sheet
 from trainer.runs import summary
 from trainer.runs.rescore import data_of_run
@@ -137,14 +138,17 @@ def evaluate(
     data: str,
     data_dir: Path | None,
     page: Path | None,
+    real: Path | None,
     among_present: bool,
     with_mirrored: bool,
     batch_images: int,
     settings: Settings,
     check: Callable[[], None],
 ) -> None:
-    """Score a model at each size, and write the page of the last one. Raises UserError."""
-    out = summary.console()
+    """Score a model at each size, by ReaL's labels too where they are given, and write the page of
+    the last one. Raises UserError.
+    """
+    out, real_labels = summary.console(), read_real(real) if real else None
     for classifier, folder in models:
         batches, pictures, labels = _labelled(
             classifier, folder, data, data_dir, batch_images, settings, Watch(check)
@@ -160,6 +164,11 @@ def evaluate(
             set_algorithms(settings)
             judged = judge(classifier, batches, settings, with_mirrored, among, each)
         out.print(f"{shown}  {scores_line(judged)}", markup=False)
+        if real_labels is not None:
+            names = [pictures.name(place) for place in range(len(labels))]
+            right, number = real_top1(judged, names, real_labels)
+            share = 100 * right / max(1, number)
+            out.print(f"ReaL  top-1 {share:.2f} % of {number:,} images with labels", markup=False)
     if page is None:
         return
     facts = [
