@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from scipy import stats
 from timm.scheduler import (
     CosineLRScheduler,
+    PlateauLRScheduler,
     PolyLRScheduler,
     StepLRScheduler,
     TanhLRScheduler,
@@ -136,6 +137,27 @@ def test_cosine_cycles_equal_timms(growth, decay, after, steps_per_epoch):
     )  # fmt: skip
     expected = timms_rates(optimizer, scheduler, 40, steps_per_epoch)
     assert rates(lr, per, 40) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(("patience", "cooldown"), [(0, None), (2, None), (1, 3)])
+def test_a_plateau_is_torchs_and_timms(patience, cooldown):
+    lr = rate(
+        "per_epoch", name="plateau", factor=0.3, patience_epochs=patience, threshold=1e-2,
+        cooldown_epochs=cooldown, end=1e-3, lr_warmup_epochs=3, lr_warmup_from=0.01,
+    )  # fmt: skip
+    scores = np.random.default_rng(patience).normal(np.linspace(50, 60, 40), 4).tolist()
+    optimizer = sgd(0.5)
+    with pytest.warns(FutureWarning):
+        scheduler = PlateauLRScheduler(
+            optimizer, 0.3, patience, threshold=1e-2, cooldown_t=cooldown or 0, warmup_t=3,
+            warmup_lr_init=0.01, lr_min=1e-3,
+        )  # fmt: skip
+    seen = []
+    for epoch in range(40):
+        seen.append(optimizer.param_groups[0]["lr"])
+        assert lr.at(epoch * 7 + 3, 7, 40, scores=scores[:epoch]) == pytest.approx(seen[-1])
+        scheduler.step(epoch + 1, scores[epoch])
+    assert len(set(seen[3:])) > 2
 
 
 @pytest.mark.parametrize("after", [True, False])

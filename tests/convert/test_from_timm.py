@@ -325,6 +325,14 @@ def test_noise_is_over_the_epochs_that_timm_counts():
     assert (noise.from_share, noise.to_share, noise.limit) == (0.5, 1.0, 0.3)
 
 
+def test_a_plateau_is_said():
+    text = "--aa rand-m9 --sched plateau --patience-epochs 4 --decay-rate 0.2 --min-lr 1e-6"
+    found = made(text)
+    schedule = found.recipe.lr.schedule
+    assert not found.lost and schedule.name == "plateau"
+    assert (schedule.factor, schedule.patience_epochs, schedule.end) == (0.2, 4, 1e-6)
+
+
 def test_cycles_of_a_cosine_are_as_long_as_timms_together():
     text = "--aa rand-m9 --epochs 30 --warmup-epochs 4 --min-lr 1e-5 --lr-cycle-limit 3"
     for more in ("", "--lr-cycle-mul 2 --lr-cycle-decay 0.3 --warmup-prefix", "--lr-cycle-decay 1"):

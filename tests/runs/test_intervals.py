@@ -13,7 +13,8 @@ SET = small_set("epochs=5 batch.images=240 batch.norm_images=48")
 
 def go(folder, **settings):
     places = {"runs": folder / "runs", "results": folder / "results", "progress": False}
-    return train("A2", "test_resnet", set=SET, device="cpu", workers=0, **places, **settings)
+    settings = {"set": SET, "device": "cpu", "workers": 0} | places | settings
+    return train("A2", "test_resnet", **settings)
 
 
 def lines_of(run):
@@ -67,6 +68,30 @@ def _stopped_at(step, folder, **settings):
         return go(folder, **settings)
     finally:
         Guard.before_step = before
+
+
+PLATEAU = small_set(
+    "epochs=6 batch.images=240 batch.norm_images=48 lr.warmup_epochs=1"
+    " lr.schedule='{name: plateau, factor: 0.5, patience_epochs: 0, threshold: 0.5, end: 0.0}'"
+)
+
+
+def test_a_rate_that_waits_for_the_score_goes_on_as_if_it_had_not_been_stopped(tmp_path):
+    whole = go(tmp_path / "whole", set=PLATEAU)
+    rates = whole.history.dropna(subset=["lr"]).groupby("epoch")["lr"].last()
+    assert rates.nunique() > 2, "nothing was reduced"
+    with pytest.raises(KeyboardInterrupt):
+        _stopped_at(17, tmp_path / "halted", set=PLATEAU)
+    resumed = go(tmp_path / "halted", set=PLATEAU)
+    assert resumed.row.weights_sha256 == whole.row.weights_sha256
+    text = [(run.folder / "metrics.jsonl").read_bytes() for run in (whole, resumed)]
+    assert text[0] == text[1]
+    done = rsb(
+        "verify", "--run", whole.folder, "--results", tmp_path / "whole/results", "--workers", "0"
+    )
+    assert done.exit_code == 0, done.output
+    with pytest.raises(ValueError, match="eval_every=2"):
+        go(tmp_path / "rare", set=PLATEAU, eval_every=2)
 
 
 @pytest.mark.parametrize("name", ["eval_every", "eval_batch", "log_every"])

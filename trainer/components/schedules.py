@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from trainer.base.component import Component, NonNegative, Positive, Share
+from trainer.base.errors import UserError
 
 
 def _whole(number: float) -> float:
@@ -41,6 +42,12 @@ class Schedule(Component):
         self, peak: float, update: int, num_warmup: int, num_updates: int, updates_per_epoch: int
     ) -> float:
         """The rate of one update at or after the warm-up's end; all counts in updates."""
+
+    def after_scores(self, rate: float, scores: Sequence[float]) -> float:
+        """The rate that `at` gives, after these scores of the epochs since the warm-up, the larger
+        the better.
+        """
+        return rate
 
     @abstractmethod
     def scaled_to(self, epochs: int, epochs_before: int) -> Schedule:
@@ -309,6 +316,71 @@ class Constant(_ShareOfPeak, _Unscaled):
         self, peak: float, update: int, num_warmup: int, num_updates: int, updates_per_epoch: int
     ) -> float:
         return peak
+
+
+class Plateau(Schedule):
+    """The peak, multiplied by `factor` wherever the validation score has not risen for more than
+    `patience_epochs` evaluations after the warm-up; never below `end`.
+
+    threshold: a score has risen where it is above the best one times 1 + threshold.
+    cooldown_epochs: so many evaluations after a reduction count for nothing; absent, none.
+
+    The scores steer the training: that of its end is a little tuned to the validation images. They
+    are part of a run's state, so that a run that was stopped goes on as if it had not been.
+    Source: torch's ReduceLROnPlateau; timm's --sched plateau.
+    """
+
+    name: Literal["plateau"] = "plateau"
+    factor: Factor
+    patience_epochs: Annotated[int, Field(ge=0)]
+    threshold: NonNegative
+    cooldown_epochs: NumEpochs | None = None
+    end: NonNegative
+    example: ClassVar[dict[str, Any]] = {
+        "factor": 0.1, "patience_epochs": 10, "threshold": 1e-4, "end": 0.0,
+    }  # fmt: skip
+
+    def at(
+        self, peak: float, update: int, num_warmup: int, num_updates: int, updates_per_epoch: int
+    ) -> float:
+        return peak
+
+    def after_scores(self, rate: float, scores: Sequence[float]) -> float:
+        best, num_bad, cooling = -math.inf, 0, 0
+        for score in scores:
+            if score > best * (1 + self.threshold):
+                best, num_bad = score, 0
+            else:
+                num_bad += 1
+            if cooling:
+                cooling, num_bad = cooling - 1, 0
+            if num_bad > self.patience_epochs:
+                rate = max(rate * self.factor, self.end)
+                num_bad, cooling = 0, self.cooldown_epochs or 0
+        return rate
+
+    def end_rate(self) -> float:
+        return self.end
+
+    def scaled_by(self, ratio: float) -> Self:
+        return self.model_copy(update={"end": self.end * ratio})
+
+    def scaled_to(self, epochs: int, epochs_before: int) -> Self:
+        """Patience keeps its share of the run, at least one epoch."""
+        places = {
+            key: whole_epochs(value, epochs, epochs_before)
+            for key in ("patience_epochs", "cooldown_epochs")
+            if (value := getattr(self, key))
+        }
+        return self.model_copy(update=places)
+
+    def check_settings(self, plan, settings) -> None:
+        if settings.eval_every_epochs != 1:
+            raise UserError(
+                f"eval_every={settings.eval_every_epochs}: lr.schedule plateau looks at the score"
+                " of every epoch",
+                "leave eval_every out",
+            )
 
 
 class StepDecay(_ShareOfPeak):

@@ -157,10 +157,13 @@ def _schedule(draft: Draft, peak: float, after: int) -> dict[str, Any]:
         return {"name": "polynomial", "power": args["decay_rate"], **made}
     if kind == "cosine" and (args["lr_cycle_limit"] or 1) > 1:
         return _cycles(draft, epochs, after, made)
+    if kind == "plateau":
+        if args["lr_noise"]:
+            draft.lose("lr_noise", "timm's noise stays in the rate that a plateau reduces")
+        fields = {"factor": args["decay_rate"], "patience_epochs": args["patience_epochs"]}
+        return {"name": kind, **fields, "threshold": 1e-4, "end": made["end"]}
     if kind != "cosine":
         draft.lose("sched", "the recipe has a cosine in its place")
-        if args.is_given("patience_epochs"):
-            draft.lose("patience_epochs", "a rate that waits for the score")
     return {"name": "cosine", **made}
 
 
@@ -188,7 +191,8 @@ def _note_schedule(draft: Draft) -> None:
     draws = {"end": "min_lr", "power": "decay_rate", "factor": "decay_rate",
              "every_epochs": "decay_epochs", "at_epochs": "decay_milestones",
              "period": "warmup_prefix", "name": "sched", "k_decay": "lr_k_decay",
-             "growth": "lr_cycle_mul", "decay": "lr_cycle_decay"}  # fmt: skip
+             "growth": "lr_cycle_mul", "decay": "lr_cycle_decay",
+             "patience_epochs": "patience_epochs"}  # fmt: skip
     for key in draws.keys() & schedule:
         if not args.is_given(draws[key]) and draws[key] not in ("decay_milestones",):
             draft.put(f"lr.schedule.{key}", schedule[key], draws[key])

@@ -44,7 +44,8 @@ class Progress:
     loss_steps: of the training losses since the last line of metrics. num_seen: images trained on.
     train_s: seconds in the loop, evaluations and compiling left out. compile_s: of compiling.
     scores: of the last evaluation, by weights
-    ("model", "average"). changes: where a later process found another machine, and where memory ran
+    ("model", "average"). history: the first percentage of the scored weights at each evaluation.
+    changes: where a later process found another machine, and where memory ran
     out. num_pieces: of each micro-batch, since then. injected: faults on purpose that touch the
     row.
     """
@@ -58,6 +59,7 @@ class Progress:
     train_s: float = 0.0
     compile_s: float = 0.0
     scores: dict[str, dict] = field(default_factory=dict)
+    history: list[float] = field(default_factory=list)
     changes: list[str] = field(default_factory=list)
     num_pieces: int = 1
     injected: list[str] = field(default_factory=list)

@@ -105,7 +105,7 @@ def optimizer_step(state: TrainingState, loader: Iterator, step: int) -> torch.T
         state.gradients.expect_others()
     for group in optimizer.param_groups:
         # older checkpoints have no lr_scale
-        group["lr"] = plan.lr_at(step) * group.get("lr_scale", 1.0)
+        group["lr"] = plan.lr_at(step, state.progress.history) * group.get("lr_scale", 1.0)
     with whole_or_undone(state, len(own_micro_batches(state, step))):
         total, num_replaced = retry_on_out_of_memory(add_gradients, state, loader, step)
     state.gradients.finish()
@@ -207,6 +207,7 @@ def evaluate_epoch(state: TrainingState, data: OpenedData, run: NullRun) -> bool
     for which, of_weights in scores.items():
         run.logger.scores(progress.step, progress.step // plan.steps_per_epoch, which, of_weights)
     progress.scores = {which: vars(of_weights) for which, of_weights in scores.items()}
+    progress.history.append(next(iter(scores[state.scored].percentages().values())))
     progress.evaluated_step = progress.step
     run.evaluated()
     return True
@@ -277,9 +278,8 @@ def log_window(state: TrainingState, timer: Timer, run: NullRun) -> bool:
         return False
     images_per_s, wait_share = timer.restart()
     epoch = progress.step / plan.steps_per_epoch
-    run.logger.window(
-        progress.step, epoch, loss_nats, plan.lr_at(progress.step - 1), images_per_s, wait_share
-    )
+    lr = plan.lr_at(progress.step - 1, progress.history)
+    run.logger.window(progress.step, epoch, loss_nats, lr, images_per_s, wait_share)
     state.loss_sum.zero_()
     progress.loss_steps = 0
     return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -80,9 +80,10 @@ class Plan:
     def num_warmup_steps(self) -> int:
         return self.recipe.lr.num_warmup_steps(self.steps_per_epoch)
 
-    def lr_at(self, step: int) -> float:
-        """The learning rate of an optimizer step."""
-        return self.recipe.lr.at(step, self.steps_per_epoch, self.recipe.epochs, self.seed)
+    def lr_at(self, step: int, scores: Sequence[float] = ()) -> float:
+        """The learning rate of an optimizer step. scores: of the epochs before it."""
+        lengths = self.steps_per_epoch, self.recipe.epochs
+        return self.recipe.lr.at(step, *lengths, self.seed, scores)
 
     def train_px_at(self, step: int) -> int:
         """The side of the training images of an optimizer step, in px."""

@@ -50,6 +50,7 @@ class SavedProgress(BaseModel):
     train_s: Annotated[float, Field(ge=0, le=1e10)] = 0.0
     compile_s: Annotated[float, Field(ge=0, le=1e10)] = 0.0
     scores: dict[str, dict[str, float]] = {}
+    history: Annotated[list[float], Field(max_length=10_000)] = []
     changes: _Lines = []
     num_pieces: Annotated[int, Field(ge=1, le=2**20)] = 1
     injected: _Lines = []

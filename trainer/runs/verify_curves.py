@@ -90,15 +90,18 @@ def curve_name(line: Any) -> str:
 
 def _rates(lines: Sequence[dict], plan: Plan) -> Iterator[tuple[str, Any, Any]]:
     """The learning rates are the plan's; the first that is not is told."""
-    steps = [
-        line
-        for line in lines
-        if isinstance(line, dict) and "loss_nats" in line and isinstance(line.get("step"), int)
-    ]
-    for line in steps:
-        step = line["step"]
-        if 0 < step <= plan.num_steps and line.get("lr") != plan.lr_at(step - 1):
-            yield f"learning rate at step {step}", plan.lr_at(step - 1), line.get("lr")
+    average = plan.recipe.average
+    scored = "average" if average is not None and average.is_scored else "model"
+    scores: list[float] = []  # before a line, for a rate that follows them
+    for line in lines:
+        if not isinstance(line, dict) or not isinstance(step := line.get("step"), int):
+            continue
+        if line.get("weights") == scored and isinstance(line.get("top1_pct"), float):
+            scores.append(line["top1_pct"])
+        if "loss_nats" not in line or not 0 < step <= plan.num_steps:
+            continue
+        if line.get("lr") != (wanted := plan.lr_at(step - 1, scores)):
+            yield f"learning rate at step {step}", wanted, line.get("lr")
             return
     yield "learning rates", "the plan's", "the plan's"
 
