@@ -13,6 +13,7 @@ from trainer.base.disk import why
 from trainer.base.errors import UserError
 from trainer.base.settings import Settings, make_settings, sizes_of
 from trainer.data.evaluation import EvaluationStream
+from trainer.data.transforms import fill_of
 from trainer.data.workers import Watch, items_of, whole
 from trainer.engine.state import algorithms_kept, set_algorithms
 from trainer.inference.classifier import Classifier, num_logits, of_run, of_weights, shown_otherwise
@@ -208,8 +209,9 @@ def _labelled(
     opened = data_of_run(folder, read_row_file(folder / "row.json"), data_dir)
     image = classifier.image
     stream = EvaluationStream(
-        opened.val, image.test_px, image.crop_share, image.interpolation, batch_images
-    )
+        opened.val, image.test_px, image.crop_share, image.interpolation, batch_images,
+        image.crop_mode, fill_of(image),
+    )  # fmt: skip
     batches = whole(
         items_of(stream, range(len(stream)), settings.num_workers, settings.device, watch)
     )

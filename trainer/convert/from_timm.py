@@ -239,6 +239,9 @@ def _put_images(draft: Draft) -> None:
         draft.lose("crop_pct", "a test image with a margin; the recipe says 1.0")
     if not args["crop_pct"]:
         draft.assumed["image.test_crop_share"] = own
+    if config is not None and config.crop_mode in ("squash", "border"):
+        draft.put("image.test_crop_mode", config.crop_mode)
+        draft.assumed["image.test_crop_mode"] = own
     found = args["interpolation"] or (config.interpolation if config else "bicubic")
     kept = found if found in ("bilinear", "bicubic") else "bicubic"
     draft.put("image.test_interpolation", kept)

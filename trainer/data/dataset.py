@@ -228,6 +228,8 @@ class OpenedData:
             test_crop_share=image.test_crop_share,
             interpolation=image.test_interpolation,
             batch_images=settings.eval_images,
+            crop_mode=image.test_crop_mode or "center",
+            fill=fill_of(plan.profile),
         )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from trainer.base.errors import PlanError
 from trainer.base.json_text import json_file
 from trainer.base.settings import Settings
+from trainer.components.crops import CropMode
 from trainer.data.decode import RESAMPLING
 from trainer.data.transforms import autocast, scored_inputs
 from trainer.models.build import at_size, check_model_name
@@ -33,7 +34,7 @@ class ImageFacts:
     """How a model is shown an image, as its training's evaluation did.
 
     test_px: the side of the square; crop_share: of it, what is left of the shorter side after
-    resizing; mean, std: per channel, of values in [0, 1].
+    resizing, or of the sides that crop_mode says; mean, std: per channel, of values in [0, 1].
     """
 
     channels: int
@@ -42,6 +43,7 @@ class ImageFacts:
     interpolation: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    crop_mode: CropMode = "center"
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ def of_run(folder: Path) -> Classifier:
         image.test_interpolation,
         tuple(profile["mean"]),
         tuple(profile["std"]),
+        image.test_crop_mode or "center",
     )
     names = _label_names(folder, profile["num_classes"])
     digest = weights_digest(model)
@@ -132,6 +135,7 @@ def of_weights(model: str, weights: str) -> Classifier:
         facts["interpolation"],
         tuple(facts["mean"]),
         tuple(facts["std"]),
+        facts.get("crop_mode") or "center",
     )
     names = _label_names(path.parent, head)
     meanings: tuple[str, ...] = ()
