@@ -18,7 +18,7 @@ from trainer.base.component import ComponentError, is_kind, kinds, parts_of, reg
 from trainer.base.plugins import VARIABLE, load_plugins
 from trainer.components.augmentation import Augmentation
 from trainer.components.learning_rate import LearningRate
-from trainer.components.losses import ImageLoss, Loss
+from trainer.components.losses import BinaryCrossEntropy, ImageLoss, Loss
 from trainer.components.mixing import Mixing
 from trainer.components.optimizers import Optimizer
 from trainer.components.schedules import Schedule
@@ -56,7 +56,7 @@ def made(kind):
 
 def place_of(kind) -> str:
     """Where a recipe has a component of this kind."""
-    sections = {"": Recipe, "lr.": LearningRate, "model.": Model}
+    sections = {"": Recipe, "lr.": LearningRate, "model.": Model, "loss.": BinaryCrossEntropy}
     fields = (
         (prefix + key, field)
         for prefix, page in sections.items()

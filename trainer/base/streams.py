@@ -43,6 +43,7 @@ PURPOSES = {
     "aug_mix": 26,
     "sampling": 27,
     "sampled_images": 28,
+    "hue_jitter": 29,
 }
 
 
