@@ -106,11 +106,11 @@ class HueJitter(OfPixels):
     """The hue is turned by an angle that is drawn for each image.
 
     most: of the angle, in turns, one way or the other. share: how many of the images are changed,
-    absent for all. Those that are change a little even where the angle is none: hues have 256 steps.
+    absent for all. These change a little even where the angle is none: hues have 256 steps.
 
     Images that are not RGB stay as they are.
-    Source: the hue of torchvision's ColorJitter on PIL images, which turns it at a drawn place among
-    the other three; here it is an augmentation of its own, where it stands.
+    Source: the hue of torchvision's ColorJitter on PIL images, which turns it at a drawn place
+    among the other three; here it is an augmentation of its own, where it stands.
     """
 
     name: Literal["hue_jitter"] = "hue_jitter"

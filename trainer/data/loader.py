@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -98,13 +97,13 @@ class TrainStream:
     sampling: Sampling | None = None
     epochs: int = 1
 
-    @cached_property
+    @property
     def sampled(self) -> Sampled | None:
         """What the epochs show, where not each image alike."""
         if self.sampling is None:
             return None
-        labels = np.asarray(self.image_set.labels)
-        return Sampled(self.sampling, labels, self.epochs, self.repeats * self.num_splits)
+        labels, num_each = self.image_set.labels, self.repeats * self.num_splits
+        return Sampled(self.sampling, labels, self.epochs, num_each)
 
     @property
     def shares_repeats(self) -> bool:

@@ -11,7 +11,7 @@ says: see `Sampled`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -21,7 +21,7 @@ from trainer.components.sampling import Sampling
 from trainer.recipe.plan import num_micro_batches_in
 
 
-@dataclass(frozen=True, eq=False)  # by identity: an array has no hash
+@dataclass(frozen=True)
 class Sampled:
     """What the epochs of a run show of a training set under a recipe's `sampling`.
 
@@ -31,9 +31,13 @@ class Sampled:
     """
 
     sampling: Sampling
-    labels: np.ndarray
+    labels: np.ndarray = field(compare=False)
     epochs: int
     num_each: int = 1
+    labels_id: int = field(init=False)  # an array has no hash; this one lives as long as this
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "labels_id", id(self.labels))
 
     def shown(self, seed: int, epoch: int, number: int) -> tuple[np.ndarray, np.ndarray]:
         """`number` showings of an epoch, class by class: the images [number] int64, and which
