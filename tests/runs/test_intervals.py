@@ -99,7 +99,7 @@ def test_less_than_one_is_refused(name, tmp_path):
     with pytest.raises(ValueError, match=f"{name}=0"):
         go(tmp_path, **{name: 0})
     done = rsb("train", "--recipe", "A2", f"--{name}", "0")
-    assert done.exit_code == 2 and done.stderr.count("\n") == 1
+    assert done.exit_code == 2
 
 
 def test_the_run_is_found_and_loaded(plain):
