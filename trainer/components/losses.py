@@ -228,7 +228,7 @@ class FocalLoss(_Weighted, _PerClass):
         return -(yes + no).mean()
 
     @property
-    def is_linear(self) -> bool:  # type: ignore[override]  a constant of the classes beside it
+    def is_linear(self) -> bool:  # type: ignore[override]
         return self.class_weights is None and self.class_weighting is None
 
 
