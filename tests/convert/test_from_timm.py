@@ -65,6 +65,7 @@ BESIDE = {
     "opt_eps opt_betas": "--opt adamw",
     "patience_epochs": "--sched plateau",
     "lr_noise_pct lr_noise_std": "--lr-noise 0.4 0.9",
+    "lr_cycle_mul lr_cycle_decay": "--lr-cycle-limit 2",
     "mixup_prob mixup_mode mixup_off_epoch": "--mixup 0.2",
     "pretrained_path": "--pretrained",
     "resplit": "--reprob 0.3 --aug-splits 3 --jsd-loss",
@@ -75,7 +76,7 @@ VALUES = {
     "input_size": "3 192 192", "aa": "rand-m3", "opt_betas": "0.8 0.9", "scale": "0.3 0.9",
     "ratio": "0.8 1.2", "crop_pct": "0.9", "aug_splits": "4", "epochs": "90", "img_size": "160",
     "decay_milestones": "20 40", "decay_epochs": "20", "aug_repeats": "2", "dist_bn": "broadcast",
-    "lr_noise": "0.4 0.9", "mixup_mode": "elem", "lr_k_decay": "2",
+    "lr_noise": "0.4 0.9", "mixup_mode": "elem", "lr_k_decay": "2", "lr_cycle_mul": "1.5",
     "opt_kwargs": "nesterov=False", "opt_eps": "0.5", "lr": "0.001",
 }  # fmt: skip
 BASE = "--model resnet50 --aa rand-m9 --warmup-epochs 4"
@@ -140,7 +141,7 @@ def test_no_flag_vanishes(flag):
 
 
 MASTERS = {
-    "layer_decay": "0.7", "lr_cycle_limit": "2", "train_img_sizes": "160 224",
+    "layer_decay": "0.7", "train_img_sizes": "160 224",
     "kd_model_name": "resnet152",
 }  # fmt: skip
 
@@ -322,6 +323,31 @@ def test_noise_is_over_the_epochs_that_timm_counts():
     assert (noise.from_share, noise.to_share, noise.std, noise.limit) == (0.4, 0.64, 1.0, 0.67)
     noise = made("--aa rand-m9 --lr-noise 0.5 --lr-noise-pct 0.3").recipe.lr.noise
     assert (noise.from_share, noise.to_share, noise.limit) == (0.5, 1.0, 0.3)
+
+
+def test_a_plateau_is_said():
+    text = "--aa rand-m9 --sched plateau --patience-epochs 4 --decay-rate 0.2 --min-lr 1e-6"
+    found = made(text)
+    schedule = found.recipe.lr.schedule
+    assert not found.lost and schedule.name == "plateau"
+    assert (schedule.factor, schedule.patience_epochs, schedule.end) == (0.2, 4, 1e-6)
+
+
+def test_cycles_of_a_cosine_are_as_long_as_timms_together():
+    text = "--aa rand-m9 --epochs 30 --warmup-epochs 4 --min-lr 1e-5 --lr-cycle-limit 3"
+    for more in ("", "--lr-cycle-mul 2 --lr-cycle-decay 0.3 --warmup-prefix", "--lr-cycle-decay 1"):
+        recipe = made(f"{text} {more}").recipe
+        timms, epochs = create_scheduler_v2(
+            torch.optim.SGD([torch.zeros(1)], recipe.lr.peak), "cosine", 30, warmup_epochs=4,
+            warmup_lr=recipe.lr.warmup_from, min_lr=1e-5, cycle_limit=3,
+            cycle_mul=2.0 if "mul" in more else 1.0, warmup_prefix="prefix" in more,
+            cycle_decay={"": 0.5, "1": 1.0}.get(more.rpartition(" ")[2], 0.3),
+        )  # fmt: skip
+        assert recipe.epochs == epochs
+        for epoch in range(epochs):
+            timms.step(epoch)
+            rate = timms.optimizer.param_groups[0]["lr"]
+            assert recipe.lr.at(epoch, 1, epochs) == pytest.approx(rate, rel=1e-6)
 
 
 def test_mixing_for_some_images_until_an_epoch():

@@ -233,6 +233,36 @@ Keep = Annotated[
         "result stays the last epoch's."
     ),
 ]
+EvalEvery = Annotated[
+    int,
+    typer.Option(
+        "--eval-every",
+        "--eval_every",
+        min=1,
+        help="Epochs from one evaluation to the next; the last epoch always has one.",
+    ),
+]
+EvalBatch = Annotated[
+    int,
+    typer.Option(
+        "--eval-batch", "--eval_batch", min=1, help="Images at once in an evaluation of a run."
+    ),
+]
+LogEvery = Annotated[
+    int,
+    typer.Option(
+        "--log-every", "--log_every", min=1, help="Steps between two lines of losses and speeds."
+    ),
+]
+TestSizes = Annotated[
+    str,
+    typer.Option(
+        "--test-px",
+        "--test_px",
+        help='Image sizes to score the finished model at too: "224 256 288"; in the row beside the '
+        "result, which stays that of the recipe's own size.",
+    ),
+]
 BadImages = Annotated[
     str,
     typer.Option(

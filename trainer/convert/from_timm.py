@@ -109,6 +109,8 @@ def _put_rate(draft: Draft) -> None:
     _note_schedule(draft)
     if not is_constant:
         _put_noise(draft)
+    if args["sched"] in ("tanh", "poly") and (args["lr_cycle_limit"] or 1) > 1:
+        draft.lose("lr_cycle_limit", "several cycles of another curve than a cosine")
     if draft.values["lr"]["schedule"].get("period") and args["cooldown_epochs"]:
         draft.put("lr.cooldown_epochs", args["cooldown_epochs"], "cooldown_epochs")
         draft.values["epochs"] += args["cooldown_epochs"]
@@ -153,18 +155,44 @@ def _schedule(draft: Draft, peak: float, after: int) -> dict[str, Any]:
         made["k_decay"] = args["lr_k_decay"]
     if kind == "poly":
         return {"name": "polynomial", "power": args["decay_rate"], **made}
+    if kind == "cosine" and (args["lr_cycle_limit"] or 1) > 1:
+        return _cycles(draft, epochs, after, made)
+    if kind == "plateau":
+        if args["lr_noise"]:
+            draft.lose("lr_noise", "timm's noise stays in the rate that a plateau reduces")
+        fields = {"factor": args["decay_rate"], "patience_epochs": args["patience_epochs"]}
+        return {"name": kind, **fields, "threshold": 1e-4, "end": made["end"]}
     if kind != "cosine":
         draft.lose("sched", "the recipe has a cosine in its place")
-        if args.is_given("patience_epochs"):
-            draft.lose("patience_epochs", "a rate that waits for the score")
     return {"name": "cosine", **made}
+
+
+def _cycles(draft: Draft, epochs: int, after: int, made: dict[str, Any]) -> dict[str, Any]:
+    """Cosines one after another, of which --epochs are the first; the run is as long as all."""
+    args = draft.args
+    first, growth, number = epochs - after, args["lr_cycle_mul"], args["lr_cycle_limit"]
+    total = int(sum(first * growth**cycle for cycle in range(number)))  # timm rounds down
+    draft.values["epochs"] = total + after
+    if growth < 1:
+        draft.lose("lr_cycle_mul", "cycles that shrink; in the recipe all have one length")
+    if args["lr_cycle_decay"] > 1:
+        draft.lose("lr_cycle_decay", "cycles that start higher each time; the recipe's do not")
+    return {
+        "name": "cosine_cycles",
+        "cycle_epochs": first,
+        **({"growth": growth} if growth > 1 else {}),
+        **({"decay": args["lr_cycle_decay"]} if args["lr_cycle_decay"] < 1 else {}),
+        **made,
+    }
 
 
 def _note_schedule(draft: Draft) -> None:
     args, schedule = draft.args, draft.values["lr"]["schedule"]
     draws = {"end": "min_lr", "power": "decay_rate", "factor": "decay_rate",
              "every_epochs": "decay_epochs", "at_epochs": "decay_milestones",
-             "period": "warmup_prefix", "name": "sched", "k_decay": "lr_k_decay"}  # fmt: skip
+             "period": "warmup_prefix", "name": "sched", "k_decay": "lr_k_decay",
+             "growth": "lr_cycle_mul", "decay": "lr_cycle_decay",
+             "patience_epochs": "patience_epochs"}  # fmt: skip
     for key in draws.keys() & schedule:
         if not args.is_given(draws[key]) and draws[key] not in ("decay_milestones",):
             draft.put(f"lr.schedule.{key}", schedule[key], draws[key])
@@ -211,6 +239,9 @@ def _put_images(draft: Draft) -> None:
         draft.lose("crop_pct", "a test image with a margin; the recipe says 1.0")
     if not args["crop_pct"]:
         draft.assumed["image.test_crop_share"] = own
+    if config is not None and config.crop_mode in ("squash", "border"):
+        draft.put("image.test_crop_mode", config.crop_mode)
+        draft.assumed["image.test_crop_mode"] = own
     found = args["interpolation"] or (config.interpolation if config else "bicubic")
     kept = found if found in ("bilinear", "bicubic") else "bicubic"
     draft.put("image.test_interpolation", kept)

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from trainer.base.errors import PlanError
 from trainer.base.json_text import json_file
 from trainer.base.settings import Settings
+from trainer.components.crops import CropMode
 from trainer.data.decode import RESAMPLING
 from trainer.data.transforms import autocast, scored_inputs
-from trainer.models.build import check_model_name, refusal
+from trainer.models.build import at_size, check_model_name
 from trainer.models.edit.replacement import classifier_of
 from trainer.models.initialization import load_pretrained
 from trainer.models.spec import Pretrained
@@ -33,7 +34,7 @@ class ImageFacts:
     """How a model is shown an image, as its training's evaluation did.
 
     test_px: the side of the square; crop_share: of it, what is left of the shorter side after
-    resizing; mean, std: per channel, of values in [0, 1].
+    resizing, or of the sides that crop_mode says; mean, std: per channel, of values in [0, 1].
     """
 
     channels: int
@@ -42,6 +43,7 @@ class ImageFacts:
     interpolation: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    crop_mode: CropMode = "center"
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ def of_run(folder: Path) -> Classifier:
         image.test_interpolation,
         tuple(profile["mean"]),
         tuple(profile["std"]),
+        image.test_crop_mode or "center",
     )
     names = _label_names(folder, profile["num_classes"])
     digest = weights_digest(model)
@@ -140,6 +143,7 @@ def of_weights(model: str, weights: str) -> Classifier:
         facts["interpolation"],
         tuple(facts["mean"]),
         tuple(facts["std"]),
+        facts.get("crop_mode") or "center",
     )
     names = _label_names(path.parent, head)
     meanings: tuple[str, ...] = ()
@@ -156,8 +160,9 @@ def _first_word(description: str) -> str:
 
 
 def shown_otherwise(classifier: Classifier, changes: Mapping[str, Any]) -> Classifier:
-    """The same model, shown images with some facts changed. Raises PlanError for a value that does
-    not make sense.
+    """The same model, shown images with some facts changed; at another size with its position
+    embeddings interpolated, where it has such. Raises PlanError for a value that does not make
+    sense.
     """
     given = {name: value for name, value in changes.items() if value is not None}
     image = replace(classifier.image, **given)
@@ -165,13 +170,8 @@ def shown_otherwise(classifier: Classifier, changes: Mapping[str, Any]) -> Class
         raise PlanError(
             f"interpolation={image.interpolation}: unknown", f"use {', '.join(RESAMPLING)}"
         )
-    reason = refusal(classifier.model, image.channels, image.test_px)
-    if reason is not None:
-        raise PlanError(
-            f"test_px={image.test_px}: {classifier.name} does not support it ({reason})",
-            "use another test_px=",
-        )
-    return replace(classifier, image=image)
+    model = at_size(classifier.model, classifier.name, image.channels, image.test_px)
+    return replace(classifier, model=model, image=image)
 
 
 def _facts(model: str, weights: str, path: Path) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import timm
@@ -30,6 +32,8 @@ _OPTIONS = {
     "head_init_scale": "head_init_scale",
     "dropout": "drop_rate",
 }
+# what some of timm's models raise over images of a size that they do not take
+_REFUSALS = (RuntimeError, AssertionError, ValueError, TypeError)
 _TRIED_PX = (32, 64, 96, 128, 160, 192, 224)  # sizes to suggest where a model rejects one
 
 
@@ -189,12 +193,39 @@ def refusal(model: nn.Module, channels: int, image_px: int) -> str | None:
     try:
         with torch.no_grad():
             model(torch.zeros(1, channels, image_px, image_px))
-    # each of them is raised by some of timm's models
-    except (RuntimeError, AssertionError, ValueError) as error:
-        return str(error).partition("\n")[0] or error.__class__.__name__
+    except _REFUSALS as error:
+        return _reason(error)
     finally:
         model.train(was_training)
     return None
+
+
+def _reason(error: Exception) -> str:
+    return str(error).partition("\n")[0] or error.__class__.__name__
+
+
+def at_size(model: nn.Module, name: str, channels: int, image_px: int) -> nn.Module:
+    """A model for images of a size, to be evaluated: itself where it takes them, else a copy whose
+    position embeddings and windows its own set_input_size (timm's) has interpolated for them.
+
+    Raises PlanError where neither takes them.
+    """
+    reason = refusal(model, channels, image_px)
+    if reason is None:
+        return model
+    resized = copy.deepcopy(model)
+    set_input_size: Callable[..., None] | None = getattr(resized, "set_input_size", None)
+    if set_input_size is not None:
+        try:
+            set_input_size(img_size=(image_px, image_px))
+            reason = refusal(resized, channels, image_px)
+        except _REFUSALS as error:
+            reason = _reason(error)
+        if reason is None:
+            return resized
+    raise PlanError(
+        f"test_px={image_px}: {name} does not support it ({reason})", "use another test_px="
+    )
 
 
 def _check_sample(plan: Plan, model: nn.Module) -> None:

@@ -19,6 +19,7 @@ from trainer.components.learning_rate import LearningRate
 from trainer.components.losses import Loss
 from trainer.components.mixing import Mixing
 from trainer.components.optimizers import Optimizer
+from trainer.components.sampling import Sampling
 from trainer.components.task import TaskSection, default_task
 from trainer.models.spec import Model
 from trainer.recipe import tree
@@ -45,6 +46,7 @@ class Recipe(StrictModel):
     scores. published: the source's own scores. augment_splits: every image is shown that many
     times in its micro-batch, cropped and flipped alike: the first time as it then is, the others
     each with an augmentation of its own. A micro-batch is still norm_images different images.
+    sampling: how often each class is shown; absent, as often as it has images.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
@@ -61,6 +63,7 @@ class Recipe(StrictModel):
     mix: Mixing | None = None
     augment: tuple[Augmentation, ...] = ()
     repeats: Annotated[int, Field(ge=2, le=100)] | None = None
+    sampling: Sampling | None = None
     augment_splits: Annotated[int, Field(ge=2, le=16)] | None = None
     image: Image
     drop_path: InnerShare | None = None

@@ -294,6 +294,7 @@ def run_again(
         compile_mode=row.compile_mode,
         cuda_graphs=row.cuda_graphs and settings.device != "cpu",
         half_group_norm=row.half_group_norm,
+        test_px=tuple(scores.test_px for scores in row.test_sizes),
     )
     reasons = again.reasons + data_reasons(row, data)
     if reasons and not anyway:

@@ -89,6 +89,12 @@ def plan_in_brief(
             " device=cpu trains without it",
             style="yellow",
         )
+    if settings.test_px:
+        sizes, share = ", ".join(map(str, settings.test_px)), recipe.image.test_crop_share
+        out.print(
+            f"scored at {sizes} px too at the end, by the recipe's own crop share {share:g}:"
+            f" the result is at {recipe.image.test_px} px"
+        )
     precision_note(out, plan, settings.precision)
 
 
@@ -283,7 +289,9 @@ def plan_in_full(out: Console, plan: Plan, model, swaps: Sequence[Replacement]) 
             f"{plan.draws_per_epoch * recipe.epochs:,} = {recipe.epochs} x {plan.draws_per_epoch:,}"
         ),
         "unique images per epoch": (
-            f"{plan.unique_per_epoch:,} of {plan.profile.num_train:,}"
+            ("at most " if recipe.sampling else "")
+            + f"{plan.unique_per_epoch:,} of {plan.profile.num_train:,}"
+            + (f", classes by sampling {recipe.sampling.name}" if recipe.sampling else "")
             + (f" (each up to {recipe.repeats} times)" if recipe.repeats else "")
         ),
         "weight decay": decay_line(plan, model),
@@ -438,6 +446,9 @@ def row(out: Console, row: Row, settings: Settings, plan: Plan) -> None:
         + ("" if row.majority_pct is None else f"  (majority class {row.majority_pct:.1f} %)"),
         style="bold",
     )
+    for at_px in row.test_sizes:
+        top5 = f"  top-5 {at_px.top5_pct:.2f} %" if plan.profile.num_classes > 5 else ""
+        out.print(f"       at {at_px.test_px} px  top-1 {at_px.top1_pct:.2f} %{top5}")
     if row.best_epoch is not None and row.by_epoch_pct:
         best_pct = row.by_epoch_pct[row.best_epoch - 1]
         out.print(
