@@ -15,7 +15,7 @@ from trainer.base.settings import Settings, make_settings
 from trainer.data.evaluation import EvaluationStream
 from trainer.data.workers import Watch, items_of, whole
 from trainer.engine.state import algorithms_kept, set_algorithms
-from trainer.inference.classifier import Classifier, num_logits, of_run, of_weights, shown_otherwise
+from trainer.inference.classifier import Classifier, of_run, of_weights, shown_otherwise
 from trainer.inference.images import (
     Pictures,
     SetPictures,
@@ -28,6 +28,7 @@ from trainer.inference.predict import predict as run_prediction
 from trainer.inference.quality import judge
 from trainer.inference.quality_page import scores_line, write_quality
 from trainer.inference.sheet import write_sheet
+from trainer.models.trained import num_logits
 from trainer.runs import summary
 from trainer.runs.rescore import data_of_run
 from trainer.runs.results import read_row_file

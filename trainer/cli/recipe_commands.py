@@ -23,6 +23,7 @@ from trainer.data.profile import (
 from trainer.distributed.launch import asked_ranks
 from trainer.models.build import assemble
 from trainer.models.edit.replacement import Replacement
+from trainer.models.teacher import open_teacher
 from trainer.recipe.explain import diff_rows, diff_table, explain_rows, explain_table
 from trainer.recipe.plan import make_plan
 from trainer.recipe.profiles import PROFILES
@@ -47,7 +48,8 @@ def plan(
         check_counts(find_profile(job.data, folder), folder)
     planned, out = plan_of(job), summary.console()
     model, replacements = assemble(planned)
-    summary.plan_in_full(out, planned, model, replacements)
+    teacher = open_teacher(planned)
+    summary.plan_in_full(out, planned, model, replacements, teacher)
     if family := untested_family(job.model):
         line = f"note: untested here: results/matrix.md has no model of timm's {family}"
         out.print(line, style="yellow", markup=False, soft_wrap=True)
@@ -55,7 +57,7 @@ def plan(
     summary.majority_line(out, planned.profile.majority_pct if folder is None else counted_pct)
     summary.ignored_lines(out, ignored_files(folder))
     summary.stand_in_line(out, val_stand_in(folder))
-    print_estimate(out, planned, settings, results, model, job)
+    print_estimate(out, planned, settings, results, model, job, teacher)
 
 
 def plan_ablation(

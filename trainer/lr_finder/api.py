@@ -304,9 +304,11 @@ def _decided(
 
 
 def baseline_losses(setup: Setup) -> BaselineLosses:
-    """The bias-only levels of both curves; none for training where the scalar itself moves it."""
+    """The bias-only levels of both curves; none for training where the scalar itself moves it, or a
+    teacher does.
+    """
     plan, train = setup.trial_plan, None
-    if setup.scalar.section not in ("loss", "smoothing", "mix"):
+    if setup.scalar.section not in ("loss", "smoothing", "mix") and not plan.recipe.distill:
         train = bias_only_loss(plan, setup.data.train.labels)
     return BaselineLosses(train, bias_only_loss(plan, setup.data.val.labels, is_mixed=False))
 

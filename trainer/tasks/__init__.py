@@ -5,6 +5,7 @@ evaluation.
 from __future__ import annotations
 
 from trainer.base.settings import Settings
+from trainer.models.teacher import Teacher
 from trainer.recipe.plan import Plan
 from trainer.tasks.base import Scores, Task
 from trainer.tasks.classification import Classification, ClassificationScores
@@ -12,6 +13,8 @@ from trainer.tasks.classification import Classification, ClassificationScores
 __all__ = ["Classification", "ClassificationScores", "Scores", "Task", "task_of"]
 
 
-def task_of(plan: Plan, settings: Settings) -> Task:
-    """The task of a plan; the only place that chooses one."""
-    return Classification(plan, settings)
+def task_of(plan: Plan, settings: Settings, teacher: Teacher | None = None) -> Task:
+    """The task of a plan; the only place that chooses one. teacher: for the loss of its training,
+    without which that is the one of its labels.
+    """
+    return Classification(plan, settings, teacher)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from trainer.base.settings import Settings
 from trainer.data.loader import MicroBatch
+from trainer.models.teacher import Teacher
 from trainer.recipe.plan import Plan
 
 
@@ -43,12 +44,15 @@ class Scores(ABC):
 class Task(ABC):
     """A plan's targets, loss and score, computed with a run's settings.
 
+    teacher: whose answers are learned beside the targets, on the device.
+
     Targets are a tensor with one entry for each sample along its first dimension, so that a
     micro-batch can be split.
     """
 
     plan: Plan
     settings: Settings
+    teacher: Teacher | None = None
 
     @abstractmethod
     def prepare(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
