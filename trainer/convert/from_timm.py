@@ -316,6 +316,10 @@ def _put_teacher(draft: Draft) -> None:
     if taught is None:
         taught = 1.0 if labelled is None else 1 - labelled
     labelled = 1.0 if labelled is None else labelled
+    if taught <= 0 or labelled < 0:
+        draft.lose("kd_model_name", "a teacher whose loss has no weight")
+        del draft.values["distill"]
+        return
     whole = taught + labelled
     share = ("distill.share", tidy(taught / whole), "distill_loss_weight", "task_loss_weight")
     draft.put(*share)

@@ -89,7 +89,10 @@ def open_teacher(plan: Plan) -> Teacher | None:
     number = classes_in_file(model, weights.tensors)
     if number != profile.num_classes:
         _refuse(plan, f"knows {number:,} classes", f"{profile.num_classes:,}")
-    loaded = load_file(model, weights, number, ".".join(_WEIGHTS))
+    try:
+        loaded = load_file(model, weights, number, ".".join(_WEIGHTS))
+    except WeightsError as error:
+        raise error.raised_as(WeightsError, path=_WEIGHTS) from None
     if not is_head_loaded(model, [loaded]):
         raise WeightsError(
             f"distill.weights: {weights.path}: has no classifier of {name}",
