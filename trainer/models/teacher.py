@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,17 @@ class Teacher(nn.Module):
     mean, std: per channel, as its images are normalized; own_mean, own_std: as the student's are.
     """
 
-    def __init__(self, model: nn.Module, mean, std, own_mean, own_std) -> None:
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        own_mean: Sequence[float],
+        own_std: Sequence[float],
+    ) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
         self.is_shown_alike = (tuple(mean), tuple(std)) == (tuple(own_mean), tuple(own_std))

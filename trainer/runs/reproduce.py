@@ -26,6 +26,7 @@ from trainer.base.signals import StopRequest
 from trainer.data.dataset import OpenedData, open_data
 from trainer.data.datasets.beton import chosen_loader
 from trainer.data.profile import data_folder, find_profile
+from trainer.models.teacher import open_teacher
 from trainer.recipe import tree
 from trainer.recipe.check import check
 from trainer.recipe.identity import is_repetition
@@ -302,6 +303,7 @@ def run_again(
     torch.set_num_threads(row.num_threads)
     keep_freed_memory()
     settings = replace(settings, num_threads=row.num_threads)
-    show.plan_in_brief(console, again.plan, settings, show.module_replacements(again.plan))
+    plan = again.plan
+    show.plan_in_brief(console, plan, settings, show.module_replacements(plan), open_teacher(plan))
     show.changed_images(console, data)
     return run_job(again.job, again.plan, settings, data, console, stop)

@@ -106,8 +106,9 @@ class Classification(Task):
         """
         recipe = self.plan.recipe
         with autocast(self.settings):
-            made = model(inputs)
+            # first: the teacher's activations are gone before the student's are kept
             answers = None if self.teacher is None else self.teacher(inputs)
+            made = model(inputs)
         logits, of_teacher = made if isinstance(made, tuple) else (made, made)
         loss = recipe.loss(logits.float(), targets)
         if recipe.distill is None or answers is None:
