@@ -14,6 +14,8 @@ from support import forked
 from support.commands import rsb
 from support.endings import ending
 
+_OF_PLAN = ("recipe", "model", "data", "set", "device", "results")
+
 
 def given(path, model="test_convnext", number=4):
     torch.manual_seed(1)
@@ -22,15 +24,16 @@ def given(path, model="test_convnext", number=4):
     return path
 
 
-def words(folder, weights, model="test_resnet", teacher="test_convnext", more=()):
-    """Those of a run that a teacher teaches; set= is the last that is given."""
+def words(folder, weights, model="test_resnet", teacher="test_convnext", **more):
+    """Those of a run that a teacher teaches."""
     distill = f"{{name: hard, share: 0.5, teacher: {teacher}, weights: {weights}}}"
-    return [
-        *forked.words(folder),
-        f"--set={forked.SET} distill='{distill}'",
-        f"--model={model}",
-        *more,
-    ]
+    return replaced(folder, set=f"{forked.SET} distill='{distill}'", model=model, **more)
+
+
+def replaced(folder, **named):
+    """The words of a run, some with other values."""
+    plain = [word for word in forked.words(folder) if word[2:].partition("=")[0] not in named]
+    return [*plain, *(f"--{name}={value}" for name, value in named.items())]
 
 
 def test_killed_while_it_is_taught_it_ends_the_same(tmp_path):
@@ -66,8 +69,8 @@ def test_resumed_with_another_file_in_its_teachers_place_it_is_refused(tmp_path)
     (folder,) = (tmp_path / "runs").iterdir()
     given(weights, model="test_resnet")
     # its own recipe says which file it is
-    more = [f"--recipe={folder / 'recipe.yaml'}", "--set=epochs=2"]
-    code, printed = forked.end_of([*forked.words(tmp_path), *more])
+    again = replaced(tmp_path, recipe=folder / "recipe.yaml", set="epochs=2")
+    code, printed = forked.end_of(again)
     assert code == 2 and "distill.sha256" in printed and "Traceback" not in printed, printed
     assert not list(tmp_path.glob("results/rows/*"))
     # the same words with another file are another run, which begins at its own start
@@ -90,12 +93,11 @@ def test_a_missing_teacher_is_one_line_before_anything_is_made(tmp_path, distill
     file = given(tmp_path / "teacher.safetensors")
     seven = given(tmp_path / "seven.safetensors", number=7)
     distill = distill.format(file=file, seven=seven)
-    more = f"--set={forked.SET} distill='{{name: hard, share: 0.5, {distill}}}'"
-    for command in ("train", "plan"):
-        asked = (
-            ["plan", *forked.words(tmp_path)[1:5]] if command == "plan" else forked.words(tmp_path)
-        )
-        done = rsb(*asked, more)
+    more = f"{forked.SET} distill='{{name: hard, share: 0.5, {distill}}}'"
+    _, *asked = replaced(tmp_path, set=more)
+    of_plan = [one for one in asked if one[2:].partition("=")[0] in _OF_PLAN]
+    for command, given_words in (("train", asked), ("plan", of_plan)):
+        done = rsb(command, *given_words)
         lines = done.stderr.strip().splitlines()
         assert done.exit_code == 2 and len(lines) == 1, (command, done.stderr)
         assert named in lines[0] and "; use" in lines[0], lines[0]

@@ -256,6 +256,15 @@ def load_file(
     pretrained: Pretrained = Pretrained(),
 ) -> Replacement:
     """The same of a file that has been read. place: what names it, for errors."""
+    try:
+        return _load(model, weights, num_classes, pretrained)
+    except WeightsError as error:
+        raise error.raised_as(WeightsError, place=place) from None
+
+
+def _load(
+    model: nn.Module, weights: WeightsFile, num_classes: int, pretrained: Pretrained
+) -> Replacement:
     own = model.state_dict()
     heads = head_places(model)
     head = sorted(key for key in own if key.startswith(heads))
@@ -282,7 +291,7 @@ def load_file(
             remedy = f"these are weights of {other}: use model={other}, or other weights"
         if taken and pretrained.file:  # which only a recipe has
             remedy += f', or set="model.pretrained.partial=true" for the {len(taken)} that fit'
-        raise WeightsError(f"{place}: {weights.path}: {'; '.join(unfit)}", remedy)
+        raise WeightsError(f"{weights.path}: {'; '.join(unfit)}", remedy)
     model.load_state_dict(own | {key: tensors[key] for key in taken})
     return Replacement(
         "pretrained",

@@ -47,7 +47,7 @@ class Teacher(nn.Module):
         own_std: Sequence[float],
     ) -> None:
         super().__init__()
-        self.model = model.eval().requires_grad_(False)
+        self.model = model.requires_grad_(False)
         self.is_shown_alike = (tuple(mean), tuple(std)) == (tuple(own_mean), tuple(own_std))
         before, after, own, theirs = (
             torch.tensor(values, dtype=torch.float64).view(1, -1, 1, 1)
@@ -55,6 +55,7 @@ class Teacher(nn.Module):
         )
         self.register_buffer("scale", (own / theirs).float())
         self.register_buffer("shift", ((before - after) / theirs).float())
+        self.eval()
 
     @torch.no_grad()
     def forward(self, inputs: Tensor) -> Tensor:
