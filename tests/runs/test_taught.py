@@ -75,7 +75,7 @@ def test_resumed_with_another_file_in_its_teachers_place_it_is_refused(tmp_path)
     assert not list(tmp_path.glob("results/rows/*"))
     # the same words with another file are another run, which begins at its own start
     code, printed = forked.end_of(words(tmp_path, weights, teacher="test_resnet"))
-    assert code == 0 and "resumed" not in printed
+    assert code == 0 and "resumed after" not in printed
     assert len(list((tmp_path / "runs").iterdir())) == 2
 
 
