@@ -82,7 +82,7 @@ VALUES = {
     "ratio": "0.8 1.2", "crop_pct": "0.9", "aug_splits": "4", "epochs": "90", "img_size": "160",
     "decay_milestones": "20 40", "decay_epochs": "20", "aug_repeats": "2", "dist_bn": "broadcast",
     "lr_noise": "0.4 0.9", "mixup_mode": "elem", "lr_k_decay": "2",
-    "kd_distill_type": "token", "kd_token_distill_type": "hard",
+    "kd_distill_type": "feature", "kd_token_distill_type": "hard",
     "opt_kwargs": "nesterov=False", "opt_eps": "0.5", "lr": "0.001",
 }  # fmt: skip
 BASE = "--model resnet50 --aa rand-m9 --warmup-epochs 4"
