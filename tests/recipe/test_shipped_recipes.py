@@ -20,7 +20,6 @@ from support.mutations import mutated, renamed
 from trainer.base.errors import ConfigError, UserError
 from trainer.cli.options import with_weights
 from trainer.models.build import assemble
-from trainer.models.teacher import open_teacher
 from trainer.recipe import check
 from trainer.recipe.explain import diff_rows
 from trainer.recipe.load import parse, parse_recipe
@@ -28,6 +27,7 @@ from trainer.recipe.schema import ABOUT, Recipe
 from trainer.recipe.schema import load_recipe as read_recipe
 from trainer.recipe.shipped import find_recipe, recipe_paths
 from trainer.runs.job import Job, plan_of
+from trainer.tasks.teacher import open_teacher
 
 load_recipe = functools.cache(read_recipe)
 

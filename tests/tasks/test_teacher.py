@@ -21,9 +21,9 @@ from trainer.engine.state import TrainingState
 from trainer.engine.step_memory import step_memory
 from trainer.engine.train import optimizer_step
 from trainer.models.build import gmacs, num_parameters
-from trainer.models.teacher import open_teacher
 from trainer.models.weights import WeightsError
 from trainer.tasks import task_of
+from trainer.tasks.teacher import open_teacher
 
 SETTINGS = make_settings("cpu", workers="0")
 DEIT = "deit_tiny_distilled_patch16_224"

@@ -30,9 +30,9 @@ from trainer.models.freezing import Freezing
 from trainer.models.initialization import is_head_loaded
 from trainer.models.parts.half_group_norm import use_half_group_norm
 from trainer.models.small_maps import leave_out_padding_taps
-from trainer.models.teacher import Teacher, open_teacher
 from trainer.recipe.plan import Plan
 from trainer.tasks import Task, task_of
+from trainer.tasks.teacher import Teacher, open_teacher
 
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 

@@ -40,7 +40,6 @@ from trainer.data.profile import find_profile, majority_pct
 from trainer.distributed.communicator import Ranks, alone
 from trainer.engine.micro_batches import norm_images_used
 from trainer.models.build import gmacs, num_parameters
-from trainer.models.teacher import hashed_teacher
 from trainer.models.weights import weights_path
 from trainer.recipe import tree
 from trainer.recipe.adapt import adaptation
@@ -70,6 +69,7 @@ from trainer.runs.results import (
 )
 from trainer.runs.run import train_in_folder
 from trainer.runs.run_folder import own_folder
+from trainer.tasks.teacher import hashed_teacher
 
 
 @dataclass(frozen=True)

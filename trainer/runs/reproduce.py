@@ -26,7 +26,6 @@ from trainer.base.signals import StopRequest
 from trainer.data.dataset import OpenedData, open_data
 from trainer.data.datasets.beton import chosen_loader
 from trainer.data.profile import data_folder, find_profile
-from trainer.models.teacher import open_teacher
 from trainer.recipe import tree
 from trainer.recipe.check import check
 from trainer.recipe.identity import is_repetition
@@ -38,6 +37,7 @@ from trainer.runs import summary as show
 from trainer.runs.job import Job, differ, resolve, run_job, with_content
 from trainer.runs.results import FOUND_ORIGINS, Row
 from trainer.runs.run_folder import recipe_of
+from trainer.tasks.teacher import open_teacher
 
 
 class ReproduceError(UserError):

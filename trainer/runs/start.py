@@ -22,12 +22,12 @@ from trainer.distributed.communicator import Ranks, meet
 from trainer.distributed.env import Place, find_place, rank_device
 from trainer.distributed.launch import asked_ranks, check_gpus, launch, stop_with_launcher
 from trainer.models.build import check_model_name
-from trainer.models.teacher import open_teacher
 from trainer.recipe.plan import check_settings
 from trainer.runs import summary as show
 from trainer.runs.job import Job, plan_of, run_job
 from trainer.runs.loggers.logger import log_result
 from trainer.runs.results import Row, rows_folder
+from trainer.tasks.teacher import open_teacher
 
 
 def train_job(

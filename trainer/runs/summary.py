@@ -32,7 +32,6 @@ from trainer.models import zoo
 from trainer.models.build import assemble, check_model_name, gmacs, num_parameters
 from trainer.models.edit.replacement import Replacement
 from trainer.models.freezing import frozen_names
-from trainer.models.teacher import Teacher
 from trainer.recipe.adapt import images_of_rate, rates_by_rule
 from trainer.recipe.explain import ExplainedValue as Explained
 from trainer.recipe.plan import Plan
@@ -42,6 +41,7 @@ from trainer.runs.export import is_timms
 from trainer.runs.job import deviation_of_data, deviation_rows
 from trainer.runs.rescore import most_moved
 from trainer.runs.results import Row, row_path, touches_result
+from trainer.tasks.teacher import Teacher
 
 # optimizer steps at the peak rate: with fewer, a third and more of BatchNorm's running statistics
 # (momentum 0.1) is still their initial value. A1 and A3 on the digits: chance after 44 steps that

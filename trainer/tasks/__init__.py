@@ -5,10 +5,10 @@ evaluation.
 from __future__ import annotations
 
 from trainer.base.settings import Settings
-from trainer.models.teacher import Teacher
 from trainer.recipe.plan import Plan
 from trainer.tasks.base import Scores, Task
 from trainer.tasks.classification import Classification, ClassificationScores
+from trainer.tasks.teacher import Teacher
 
 __all__ = ["Classification", "ClassificationScores", "Scores", "Task", "task_of"]
 

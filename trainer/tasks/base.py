@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from trainer.base.settings import Settings
 from trainer.data.loader import MicroBatch
-from trainer.models.teacher import Teacher
 from trainer.recipe.plan import Plan
+from trainer.tasks.teacher import Teacher
 
 
 @dataclass(frozen=True)
