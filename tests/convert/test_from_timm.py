@@ -10,6 +10,7 @@ from timm.scheduler.scheduler_factory import create_scheduler_v2
 from trainer.convert.make import make_recipe
 from trainer.convert.parts import rand_augment_fields
 from trainer.convert.timm_flags import FLAGS
+from trainer.recipe import tree
 from trainer.recipe.explain import diff_rows
 from trainer.recipe.schema import load_recipe
 from trainer.recipe.shipped import find_recipe
@@ -69,6 +70,11 @@ BESIDE = {
     "mixup_prob mixup_mode mixup_off_epoch": "--mixup 0.2",
     "pretrained_path": "--pretrained",
     "resplit": "--reprob 0.3 --aug-splits 3 --jsd-loss",
+    "kd_distill_type kd_temperature distill_loss_weight task_loss_weight kd_loss_type": (
+        "--kd-model-name resnet18"
+    ),
+    "kd_student_feature_dim kd_teacher_feature_dim": "--kd-model-name resnet18",
+    "kd_token_distill_type": "--kd-model-name resnet18 --kd-distill-type token",
 }
 VALUES = {
     "opt": "adamw", "sched": "poly", "lr_base_scale": "sqrt", "clip_mode": "agc", "remode": "const",
@@ -77,6 +83,7 @@ VALUES = {
     "ratio": "0.8 1.2", "crop_pct": "0.9", "aug_splits": "4", "epochs": "90", "img_size": "160",
     "decay_milestones": "20 40", "decay_epochs": "20", "aug_repeats": "2", "dist_bn": "broadcast",
     "lr_noise": "0.4 0.9", "mixup_mode": "elem", "lr_k_decay": "2", "lr_cycle_mul": "1.5",
+    "kd_distill_type": "feature", "kd_token_distill_type": "hard",
     "opt_kwargs": "nesterov=False", "opt_eps": "0.5", "lr": "0.001",
 }  # fmt: skip
 BASE = "--model resnet50 --aa rand-m9 --warmup-epochs 4"
@@ -398,3 +405,32 @@ def test_a_file_of_weights_is_the_recipes_with_its_digest(tmp_path, flag):
 def test_weights_of_timms_are_pointed_to():
     found = made("--model resnet18.a1_in1k --pretrained")
     assert any(flag == "--pretrained" and "weights=timm:" in how for flag, how in found.settings)
+
+
+@pytest.mark.parametrize(
+    ("flags", "fields", "is_whole"),
+    [
+        ("", {"name": "soft", "temperature": 4.0, "sum_classes": True, "share": 0.5}, False),
+        ("--task-loss-weight 0.25", {"name": "soft", "share": 0.75}, True),
+        ("--distill-loss-weight 3", {"name": "soft", "share": 0.75}, False),
+        (
+            "--kd-distill-type token --kd-token-distill-type hard --task-loss-weight 0.5",
+            {"name": "hard", "share": 0.5},
+            True,
+        ),
+    ],
+)
+def test_timms_distillation_is_a_recipes(flags, fields, is_whole):
+    """timm weighs its two losses freely, a recipe's add up to one."""
+    found = made(f"{BASE} --kd-model-name regnety_160.deit_in1k {flags}")
+    distill = tree.plain(found.recipe.distill)
+    assert fields.items() <= distill.items()
+    assert distill["teacher"] == "regnety_160"
+    assert distill["weights"] == "timm:regnety_160.deit_in1k"
+    assert (not found.lost) is is_whole
+
+
+def test_distillation_of_features_cannot_be_said():
+    found = made(f"{BASE} --kd-model-name resnet18 --kd-distill-type feature")
+    assert found.recipe.distill is None
+    assert [flag.split()[0] for flag, _ in found.lost] == ["--kd-distill-type"]

@@ -56,6 +56,8 @@ def shape_of_row(row: Row) -> str | None:
 def _shape(model: str, data: str, resolved: Mapping[str, Any]) -> str:
     recipe = {key: value for key, value in resolved.items() if key not in _WITHOUT_COST}
     recipe |= {key: recipe[key].get("name", True) for key in _BY_NAME if key in recipe}
+    if "distill" in recipe:
+        recipe["distill"] = recipe["distill"]["teacher"]
     shape = [model, data, recipe]
     return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -68,6 +68,8 @@ HINTS = {
     "val_split": "the command split first: it makes train/ and val/ of a folder of class folders",
     "num_classes": "nothing: the dataset's classes are counted, or stand in a data profile",
     "pretrained": "weights=timm:<model>.<tag>, a file of weights, or a run's name",
+    "kd_model_name": 'set="distill={{name: hard, share: 0.5, teacher: {0}, weights: ...}}"',
+    "teacher_model": 'set="distill={{name: hard, share: 0.5, teacher: {0}, weights: ...}}"',
     "resume": "the command that was stopped, once more: it resumes",
     "checkpoint": "the command that was stopped, once more: it resumes",
     "auto_resume": "the command that was stopped, once more: it resumes",

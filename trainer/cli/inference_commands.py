@@ -16,7 +16,7 @@ from trainer.data.evaluation import EvaluationStream
 from trainer.data.transforms import fill_of
 from trainer.data.workers import Watch, items_of, whole
 from trainer.engine.state import algorithms_kept, set_algorithms
-from trainer.inference.classifier import Classifier, num_logits, of_run, of_weights, shown_otherwise
+from trainer.inference.classifier import Classifier, of_run, of_weights, shown_otherwise
 from trainer.inference.images import (
     Pictures,
     SetPictures,
@@ -31,6 +31,7 @@ from trainer.inference.quality import judge
 from trainer.inference.quality_page import scores_line, write_quality
 from trainer.inference.real_labels import read_real, real_top1
 from trainer.inference.sheet import write_sheet
+from trainer.models.trained import num_logits
 from trainer.runs import summary
 from trainer.runs.rescore import data_of_run
 from trainer.runs.results import read_row_file

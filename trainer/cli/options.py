@@ -280,23 +280,41 @@ PluginFiles = Annotated[
 
 
 def with_weights(overrides: str, weights: str, runs: Path = Path("runs")) -> str:
-    """The overrides of set= after those that start from weights=; read and hashed now.
+    """The overrides of set= after those that start from weights=; read and hashed now. A teacher's
+    `run:` is of the folder of runs.
 
     Raises WeightsError.
     """
-    if not weights:
+    is_of_run = "run:" in overrides and runs != Path("runs")
+    if not weights and not is_of_run:
         return overrides
     # torch takes seconds
     from trainer.models.weights import WeightsError, read_weights, weights_path
-    from trainer.recipe.overrides import as_text
+    from trainer.recipe.overrides import as_text, overrides_of
 
-    given = str(runs / weights) if (runs / weights).is_dir() else weights
+    if is_of_run:
+        overrides = as_text(_in_folder(overrides_of(overrides), runs))
+    if not weights:
+        return overrides
+    name = weights.removeprefix("run:")
+    given = str(runs / name) if (runs / name).is_dir() else weights
     try:
         sha256 = read_weights(weights_path(given)).sha256
     except WeightsError as error:
         raise error.raised_as(WeightsError, place="weights") from None
     start = as_text({"model.pretrained.file": given, "model.pretrained.sha256": sha256})
     return f"{start} {overrides}".rstrip()
+
+
+def _in_folder(items: Mapping[str, Any], runs: Path) -> dict[str, Any]:
+    """Overrides in which the runs of `weights` are those of a folder."""
+    found = dict(items)
+    for label, value in items.items():
+        if isinstance(value, Mapping):
+            found[label] = _in_folder(value, runs)
+        elif label.rpartition(".")[2] == "weights" and str(value).startswith("run:"):
+            found[label] = str(runs / value.removeprefix("run:"))
+    return found
 
 
 def _set_hint(error: Exception) -> str:

@@ -51,6 +51,7 @@ def convert(draft: Draft, gpus: int) -> None:
     _put_repeats(draft)
     _put_model(draft)
     _put_weights(draft)
+    _put_teacher(draft)
     if args["model_ema"]:
         draft.put("average.name", "ema")
         draft.put("average.decay", args["model_ema_decay"], "model_ema_decay")
@@ -326,6 +327,43 @@ def _put_weights(draft: Draft) -> None:
         return
     draft.put("model.pretrained.file", path, key)
     draft.put("model.pretrained.sha256", read_weights(Path(path)).sha256)
+
+
+def _put_teacher(draft: Draft) -> None:
+    """Distillation of answers; its two weights as shares of their sum."""
+    args = draft.args
+    name, kind = args["kd_model_name"], args["kd_distill_type"]
+    if not name:
+        return
+    if kind == "feature":
+        draft.lose("kd_distill_type", "features of the teacher; a recipe learns from its answers")
+        return
+    is_hard = kind == "token" and args["kd_token_distill_type"] == "hard"
+    draft.put("distill.name", "hard" if is_hard else "soft")
+    if not is_hard:
+        draft.put("distill.temperature", args["kd_temperature"], "kd_temperature")
+        draft.put("distill.sum_classes", True)
+    taught, labelled = args["distill_loss_weight"], args["task_loss_weight"]
+    if taught is None:
+        taught = 1.0 if labelled is None else 1 - labelled
+    labelled = 1.0 if labelled is None else labelled
+    if taught <= 0 or labelled < 0:
+        draft.lose("kd_model_name", "a teacher whose loss has no weight")
+        del draft.values["distill"]
+        return
+    whole = taught + labelled
+    share = ("distill.share", tidy(taught / whole), "distill_loss_weight", "task_loss_weight")
+    draft.put(*share)
+    if abs(whole - 1) > 1e-9:
+        why = f"timm's loss is {whole:g} times the recipe's, whose two parts add up to one"
+        draft.lost.append((args.written("kd_model_name"), why))
+    bare = name.partition(".")[0]
+    draft.put("distill.teacher", bare)
+    config = get_pretrained_cfg(name) if is_model(bare) else None
+    if config is not None and config.tag:
+        draft.put("distill.weights", f"timm:{bare}.{config.tag}")
+        if name == bare:
+            draft.assumed["distill.weights"] = "timm's preferred weights of this model"
 
 
 def _pairs(given: Any) -> dict[str, Any]:

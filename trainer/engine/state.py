@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ from trainer.models.parts.half_group_norm import use_half_group_norm
 from trainer.models.small_maps import leave_out_padding_taps
 from trainer.recipe.plan import Plan
 from trainer.tasks import Scores, Task, task_of
+from trainer.tasks.teacher import Teacher, open_teacher
 
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -85,6 +86,14 @@ def as_it_runs(model: nn.Module, settings: Settings, px: int) -> nn.Module:
     return model
 
 
+def _teacher_as_it_runs(plan: Plan, settings: Settings) -> Teacher | None:
+    teacher = open_teacher(plan)
+    if teacher is not None:  # which keeps no activations
+        alone = replace(settings, activation_checkpointing=False)
+        as_it_runs(teacher, alone, plan.recipe.image.train_px)
+    return teacher
+
+
 def set_algorithms(settings: Settings) -> None:
     """Have cuDNN find its algorithms by trying, but in determinism mode: not the same bits twice,
     promised on a CPU alone. float32 is computed as float32 unless precision=tf32 asks for less:
@@ -116,7 +125,8 @@ class TrainingState:
     It knows no folder and no logger: trainer.runs.run.Run saves and resumes it. notes: lines (text,
     style) about what the steps did that nobody has logged yet. is_head_loaded: the classifier is
     that of the recipe's pretrained weights. size_scores: of the finished model at the image sizes
-    of test_px=, by px.
+    of test_px=, by px. teacher: of the recipe's `distill`; it never changes, and no checkpoint
+    holds it.
     """
 
     def __init__(self, plan: Plan, settings: Settings, ranks: Ranks = alone()) -> None:
@@ -127,6 +137,7 @@ class TrainingState:
         # refused now, not after the last epoch
         self._resized_px = {px for px in self.other_px if self._at(model, px) is not model}
         self.model = as_it_runs(model, settings, plan.recipe.image.train_px)
+        self.teacher = _teacher_as_it_runs(plan, settings)
         groups = param_groups(self.model, plan.recipe.optimizer)
         self.optimizer = plan.recipe.optimizer.build(groups, lr=plan.recipe.lr.peak)
         self.average = plan.recipe.average.start(self.model) if plan.recipe.average else None
@@ -212,7 +223,7 @@ class TrainingState:
         """What the plan of now trains for: a learning-rate finder changes the plan from step to
         step.
         """
-        return task_of(self.plan, self.settings)
+        return task_of(self.plan, self.settings, self.teacher)
 
     def weights(self) -> dict[str, nn.Module]:
         """The models that are evaluated: the trained one and, where the recipe keeps one, its

@@ -71,6 +71,7 @@ from trainer.runs.results import (
 )
 from trainer.runs.run import train_in_folder
 from trainer.runs.run_folder import own_folder
+from trainer.tasks.teacher import hashed_teacher
 
 
 @dataclass(frozen=True)
@@ -157,13 +158,14 @@ def plan_of(job: Job, check: Callable[[Plan], None] = lambda plan: None) -> Plan
 def _plan_of(job: Job) -> Plan:
     profile = find_profile(job.data, job.data_dir)
     page, _, recipe, deviations = resolve(job, profile)
+    recipe, hashed = apply_overrides(recipe, hashed_teacher(recipe), "set")
     return make_plan(
         recipe,
         model=job.model,
         profile=profile,
         seed=job.seed,
         page_digest=(published_recipe(page) or page).for_model(job.model).digest,
-        deviations=deviations,
+        deviations=deviations + hashed,
         world_size=job.world_size,
         bad_images=job.bad_images,
     )
@@ -462,18 +464,29 @@ def _expected(
 
 def parent_of(plan: Plan) -> dict[str, str | None]:
     """The run whose weights a plan starts from, as its row names it, with the digest of its last
-    ones if they are those; empty where they are no run's.
+    ones if they are those, and the run that its teacher is of; empty where they are no run's.
     """
-    pretrained = plan.recipe.model and plan.recipe.model.pretrained
-    if not pretrained or pretrained.file is None:
-        return {}
-    path = weights_path(pretrained.file)
+    pretrained, distill = plan.recipe.model and plan.recipe.model.pretrained, plan.recipe.distill
+    found: dict[str, str | None] = {}
+    if pretrained and (run := _run_of(pretrained.file)):
+        row, is_last = run
+        found |= {"parent": row.run, "parent_sha256": row.weights_sha256 if is_last else None}
+    if distill and (run := _run_of(distill.weights)):
+        found["teacher_run"] = run[0].run
+    return found
+
+
+def _run_of(weights: str | None) -> tuple[Row, bool] | None:
+    """The row of the run that weights are of, and whether they are its last ones, not those of its
+    best epoch; None where they are no run's, or it is not there any more.
+    """
+    if weights is None:
+        return None
+    path = weights_path(weights)
     try:
-        row = read_row_file(path.parent / "row.json")
-    except UserError:  # no run's folder, or none any more
-        return {}
-    is_last = path.name == "model.safetensors"  # not those of its best epoch
-    return {"parent": row.run, "parent_sha256": row.weights_sha256 if is_last else None}
+        return read_row_file(path.parent / "row.json"), path.name == "model.safetensors"
+    except UserError:
+        return None
 
 
 def _write_end(
@@ -665,6 +678,8 @@ def make_row(
             *deviation_of_head(state),
         ),
         resolved_recipe=tree.plain(recipe),
+        teacher=recipe.distill and recipe.distill.teacher,
+        teacher_sha256=recipe.distill and recipe.distill.sha256,
         bad_images=plan.bad_images,
         plugins=dict(plan.plugins),
         status=outcome.status,

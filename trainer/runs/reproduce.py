@@ -37,6 +37,7 @@ from trainer.runs import summary as show
 from trainer.runs.job import Job, differ, resolve, run_job, with_content
 from trainer.runs.results import FOUND_ORIGINS, Row
 from trainer.runs.run_folder import recipe_of
+from trainer.tasks.teacher import open_teacher
 
 
 class ReproduceError(UserError):
@@ -304,6 +305,7 @@ def run_again(
     torch.set_num_threads(row.num_threads)
     keep_freed_memory()
     settings = replace(settings, num_threads=row.num_threads)
-    show.plan_in_brief(console, again.plan, settings, show.module_replacements(again.plan))
+    plan = again.plan
+    show.plan_in_brief(console, plan, settings, show.module_replacements(plan), open_teacher(plan))
     show.changed_images(console, data)
     return run_job(again.job, again.plan, settings, data, console, stop)

@@ -120,10 +120,11 @@ class Row(StrictModel):
     where it is no share of the images. best_epoch: whose weights are kept beside the last ones
     (keep=best); chosen on val, so that epoch's score is no result. test_sizes: scores at further
     image sizes (test_px=), beside the result and no part of it. eval_batch: images at once in an
-    evaluation. stop_if: what would have ended
-    the run early (off_track), so that its score is of a run that was not. weights_sha256: of the
-    scored weights, see `weights_digest`. parent: the run whose weights it started from
-    (weights=<run>), parent_sha256: the digest of its last weights, if it were those.
+    evaluation. stop_if: what would have ended the run early (off_track), so that its score is of a
+    run that was not. weights_sha256: of the scored weights, see `weights_digest`. parent: the run
+    whose weights it started from (weights=<run>), parent_sha256: the digest of its last weights, if
+    it were those. teacher: the model whose answers it learned (distill), teacher_sha256: of the
+    file of its weights, teacher_run: the run that they are of, if they are one's.
     """
 
     run: Name
@@ -192,6 +193,9 @@ class Row(StrictModel):
     weights_sha256: Text | None
     parent: Name | None = None
     parent_sha256: Text | None = None
+    teacher: Text | None = None
+    teacher_sha256: Sha256 | None = None
+    teacher_run: Name | None = None
     device: Text
     versions: dict[Text, Text]
     commit: Text | None

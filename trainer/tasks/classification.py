@@ -107,10 +107,19 @@ class Classification(Task):
         return one_hot_targets(labels, self.plan.profile.num_classes, self.plan.recipe.smoothing)
 
     def loss(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-        """The recipe's loss of float32 logits."""
+        """The recipe's loss of float32 logits; with a teacher, together with the distance from its
+        answers, which a model with two heads learns with the second.
+        """
+        recipe = self.plan.recipe
         with autocast(self.settings):
-            logits = model(inputs)
-        return self.plan.loss(logits.float(), targets)
+            # first: the teacher's activations are gone before the student's are kept
+            answers = None if self.teacher is None else self.teacher(inputs)
+            made = model(inputs)
+        logits, of_teacher = made if isinstance(made, tuple) else (made, made)
+        loss = self.plan.loss(logits.float(), targets)
+        if recipe.distill is None or answers is None:
+            return loss
+        return recipe.distill(loss, of_teacher.float(), answers.float())
 
     def validation_loss(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         inputs = scored_inputs(images, self.plan.profile, self.settings)

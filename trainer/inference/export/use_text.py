@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from trainer.components.crops import evaluation_size
-from trainer.inference.classifier import Classifier, num_logits
+from trainer.inference.classifier import Classifier
 from trainer.inference.export.formats import INPUT, OUTPUT, Format
+from trainer.models.trained import num_logits
 
 _SCRIPT = '''\
 """Classify image files: python use.py photo.jpg ...   Needs {needs}, numpy and pillow."""
