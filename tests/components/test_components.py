@@ -18,7 +18,7 @@ from trainer.base.component import ComponentError, is_kind, kinds, parts_of, reg
 from trainer.base.plugins import VARIABLE, load_plugins
 from trainer.components.augmentation import Augmentation
 from trainer.components.learning_rate import LearningRate
-from trainer.components.losses import ImageLoss, Loss
+from trainer.components.losses import BinaryCrossEntropy, ImageLoss, Loss
 from trainer.components.mixing import Mixing
 from trainer.components.optimizers import Optimizer
 from trainer.components.schedules import Schedule
@@ -62,7 +62,7 @@ OF_PLACES = {"mix": None, "repeats": None, "image.test_crop_share": 1.0}
 
 def place_of(kind) -> str:
     """Where a recipe has a component of this kind; within a task, task.<its name>.<field>."""
-    sections = {"": Recipe, "lr.": LearningRate, "model.": Model}
+    sections = {"": Recipe, "lr.": LearningRate, "model.": Model, "loss.": BinaryCrossEntropy}
     sections |= {f"task.{name}.": task for name, task in TASKS.items()}
     fields = (
         (prefix + key, field)

@@ -135,6 +135,6 @@ def scores(ranks, recipe_file: str, data: str) -> dict:
     settings = make_settings("cpu", workers="0")
     model = TrainingState(alone_plan, settings).model
     val = open_data(alone_plan.profile, Path(data)).val
-    stream = alone_plan.recipe.of_task.evaluation_stream(val, alone_plan, 2)
+    stream = alone_plan.recipe.of_task.evaluation_stream(val, alone_plan, 2, 64)
     batches = [stream[number] for number in range(len(stream))]
     return evaluate(alone_plan, settings, model, ranks.share(batches), ranks=ranks).record()

@@ -14,6 +14,7 @@ from trainer.components.photometric import (
     ColorJitter,
     GaussianBlur,
     Grayscale,
+    HueJitter,
     Solarize,
     ThreeAugment,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "Flip",
     "GaussianBlur",
     "Grayscale",
+    "HueJitter",
     "Letterbox",
     "Lighting",
     "PadCrop",

@@ -77,7 +77,7 @@ class BoxSet(TargetSet):
         found = self.annotations
         digest = hashlib.sha256(repr((found.classes, found.names)).encode())
         for values in (found.sizes, found.boxes, found.labels, found.is_crowd, found.ends):
-            digest.update(np.ascontiguousarray(values, values.dtype.newbyteorder("<")))
+            digest.update(values.astype(values.dtype.newbyteorder("<")).tobytes())
         digest.update(repr(found.faults).encode())
         if self.num_channels != 3:
             digest.update(str(self.num_channels).encode())
@@ -108,8 +108,8 @@ class BoxSet(TargetSet):
         boxes, path = self._boxes(i), self.path(i)
         with named(path):
             image = open_content(content_of(path))
-        is_array = isinstance(image, np.ndarray)
-        self._check_size(i, image.shape[1::-1] if is_array else image.size)
+        size = image.shape[1::-1] if isinstance(image, np.ndarray) else image.size
+        self._check_size(i, size)
         return boxes
 
     def _boxes(self, i: int) -> Boxes:

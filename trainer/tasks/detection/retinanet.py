@@ -46,11 +46,10 @@ class RetinaNetModel(nn.Module):
     for each of A anchors, level after level.
     """
 
-    def __init__(
-        self, body: nn.Module, places: list[int], pyramid: nn.Module, head: nn.Module
-    ) -> None:
+    def __init__(self, body: Any, places: list[int], pyramid: nn.Module, head: nn.Module) -> None:
         super().__init__()
-        self.body, self.places, self.pyramid, self.head = body, places, pyramid, head
+        self.body: Any = body
+        self.places, self.pyramid, self.head = places, pyramid, head
 
     def forward(self, images: Tensor) -> Tensor:
         features = self.body.forward_intermediates(
@@ -101,7 +100,7 @@ class RetinaNet(Detector):
         "most_found": 100,
     }
 
-    def build(self, body: nn.Module, num_classes: int) -> nn.Module:
+    def build(self, body: Any, num_classes: int) -> nn.Module:
         places, widths = pyramid_levels(body, STRIDES)
         body.prune_intermediate_layers(places, prune_norm=True, prune_head=True)
         extra = LastLevelP6P7(

@@ -15,11 +15,11 @@ import numpy as np
 from trainer.base.errors import UserError
 
 _THRESHOLDS = 10  # of IoU: 0.5, 0.55 ... 0.95
-_FLAGS = 2 * _THRESHOLDS  # of an answer at each of them: is it right, and is it not counted
+_BITS = 2 ** np.arange(_THRESHOLDS)
 _ALL_SIZES = (0.0, 1e10)
 _MOST_PER_CLASS = 100  # answers in one image, the best
 _NO_LIMIT = 2**31 - 1
-COLUMNS = 2  # of `matched`
+COLUMNS = 4  # of `matched`
 
 
 class MeanPrecision(NamedTuple):
@@ -40,8 +40,10 @@ def check_pycocotools() -> None:
 def matched(
     found: np.ndarray, boxes: np.ndarray, labels: np.ndarray, is_crowd: np.ndarray
 ) -> np.ndarray:
-    """What is found in one image against its boxes, all in the same px: of each answer its score
-    and a whole number, [D, COLUMNS] float64, zeros where there is no answer.
+    """What is found in one image against its boxes, all in the same px: of each answer its score,
+    its class, and whether it is right and is not counted, a bit for each threshold, [D, COLUMNS]
+    float64; zeros where there is no answer. All but the score are whole numbers below 2**24, which
+    float32 holds.
 
     found: [D, 6], best first, (left, top, right, bottom), score, class; -1 for none. boxes: [n,
     4]. labels: [n]. is_crowd: [n] bool.
@@ -52,10 +54,9 @@ def matched(
         own = labels == label
         result = _matched_of_class(answers, boxes[own], is_crowd[own])
         right, uncounted = (np.asarray(result[key]) > 0 for key in ("dtMatches", "dtIgnore"))
-        flags = np.concatenate([right, uncounted]).astype(np.int64)
-        codes = label * 2**_FLAGS + (flags * 2 ** np.arange(_FLAGS)[:, None]).sum(0)
-        rows = slice(place, place + len(answers))
-        made[rows, 0], made[rows, 1] = result["dtScores"], codes
+        columns = result["dtScores"], label, _BITS @ right, _BITS @ uncounted
+        for column, values in enumerate(columns):
+            made[place : place + len(answers), column] = values
         place += len(answers)
     return made
 
@@ -86,16 +87,15 @@ def mean_precision(rows: np.ndarray, num_boxes: np.ndarray) -> MeanPrecision:
     num_boxes: [K], of each class, crowds not counted.
     """
     rows = rows[rows[:, 0] > 0]
-    codes = rows[:, 1].astype(np.int64)
-    labels, flags = codes >> _FLAGS, codes[None] >> np.arange(_FLAGS)[:, None] & 1
+    labels, right, uncounted = rows[:, 1:].astype(np.int64).T
     evaluator = _evaluator(_NO_LIMIT)
     evaluator.params.catIds = list(range(len(num_boxes)))
     evaluator._paramsEval = evaluator.params
     evaluator.evalImgs = [
         {
             "dtScores": rows[labels == label, 0],
-            "dtMatches": flags[:_THRESHOLDS, labels == label],
-            "dtIgnore": flags[_THRESHOLDS:, labels == label],
+            "dtMatches": right[labels == label] & _BITS[:, None] > 0,
+            "dtIgnore": uncounted[labels == label] & _BITS[:, None] > 0,
             "gtIgnore": np.zeros(int(number), np.int64),
         }
         for label, number in enumerate(num_boxes)

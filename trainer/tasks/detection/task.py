@@ -11,6 +11,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
+from trainer.base.devices import sum_dtype
 from trainer.base.errors import PlanError, UserError
 from trainer.base.settings import Settings
 from trainer.components.losses import ImageLoss
@@ -105,7 +106,7 @@ class Detection(Task):
         inputs = scored_inputs(images, self.plan.profile, self.settings)
         return self.loss(model, inputs, as_trained(labels).to(inputs.device))
 
-    def constant_loss(self, images: BoxSet, is_mixed: bool = True) -> float:
+    def constant_loss(self, images: Any, is_mixed: bool = True) -> float:
         """Of the first images, whole, in the recipe's own size."""
         px, number = self.plan.recipe.image.train_px, min(images.num_images, _CONSTANT_IMAGES)
         rows = []
@@ -141,7 +142,8 @@ class Detection(Task):
                 answers[:, :4] *= about[3]
                 of_images[int(about[0])] = matched(answers, boxes[:, :4], own, is_crowd)
                 sums[1 : 1 + num_classes] += np.bincount(own[~is_crowd], minlength=num_classes)
-        return torch.from_numpy(sums).to(self.settings.device)
+        device = self.settings.device
+        return torch.from_numpy(sums).to(sum_dtype(device)).to(device)
 
     def _answers(
         self, model: nn.Module, images: Tensor, targets: Tensor
@@ -168,15 +170,15 @@ class Detection(Task):
         return DetectionScores(num_images, sums[0] / num_images, *score)
 
     def restored(self, record: Mapping[str, float]) -> DetectionScores:
-        values = [record["map_pct"], record["map50_pct"]]
+        mean, at_half = record["map_pct"], record["map50_pct"]
         of_classes = tuple(
             record.get(f"class_{label}_pct") for label in range(self.plan.profile.num_classes)
         )
-        if not all(0 <= value <= 100 for value in (*values, *of_classes) if value is not None):
-            raise ValueError(f"scores {values}, {of_classes}")
-        return DetectionScores(
-            count_of(record, "num_images"), record["loss_nats"], *values, of_classes
-        )
+        known = [value for value in (mean, at_half, *of_classes) if value is not None]
+        if not all(0 <= value <= 100 for value in known):
+            raise ValueError(f"scores {known}")
+        num_images = count_of(record, "num_images")
+        return DetectionScores(num_images, record["loss_nats"], mean, at_half, of_classes)
 
     def shown(self, pictures: np.ndarray, targets: Tensor, classes: Sequence[str]) -> list[Shown]:
         """Each image with its boxes."""
@@ -275,11 +277,12 @@ class DetectionSection(TaskSection):
     def targets(self, images: BoxSet, places: np.ndarray, moved: Moved) -> Tensor:
         return torch.from_numpy(training_targets(images, places, moved))
 
-    def evaluation_stream(self, images: BoxSet, plan: Plan, batch_images: int) -> BoxEvaluation:
-        image = plan.recipe.image
-        most = max(1, _PIXELS_AT_ONCE // image.test_px**2)
-        px, interpolation = image.test_px, image.test_interpolation
-        return BoxEvaluation(images, px, interpolation, min(batch_images, most))
+    def evaluation_stream(
+        self, images: BoxSet, plan: Plan, batch_images: int, test_px: int
+    ) -> BoxEvaluation:
+        most = max(1, _PIXELS_AT_ONCE // test_px**2)
+        interpolation = plan.recipe.image.test_interpolation
+        return BoxEvaluation(images, test_px, interpolation, min(batch_images, most))
 
     def model_of(self, plan: Plan, body: nn.Module) -> nn.Module:
         return self.detector.build(body, plan.profile.num_classes)
@@ -311,6 +314,8 @@ class DetectionSection(TaskSection):
 
     def check_settings(self, plan: Plan, settings: Settings) -> None:
         check_pycocotools()
+        for test_px in settings.test_px:
+            self.detector.check_side("test_px", test_px)
         if settings.loader != "torch":
             raise UserError(f"loader={settings.loader}: reads no boxes", "use loader=torch")
         if settings.cuda_graphs:
@@ -330,6 +335,7 @@ def _refused(recipe: Recipe) -> list[str]:
         "repeats": recipe.repeats,
         "augment_splits": recipe.augment_splits,
         "image.growth.shrink": growth and growth.shrink,
+        "image.test_crop_mode": recipe.image.test_crop_mode,
         "model.head_init_scale": recipe.model and recipe.model.head_init_scale,
         "model.start.head_std": start and start.head_std is not None,
         "model.start.head_bias": start and start.head_bias is not None,
