@@ -3,6 +3,7 @@ encoder starts a classifier.
 """
 
 import dataclasses
+import hashlib
 import io
 import math
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import timm
 import torch
 from PIL import Image
@@ -27,11 +29,13 @@ from trainer.base.settings import make_settings
 from trainer.base.signals import StopRequest
 from trainer.cli.main import app
 from trainer.data.dataset import open_data
+from trainer.distributed.communicator import alone
 from trainer.engine import train
 from trainer.engine.evaluate import evaluate
 from trainer.engine.state import TrainingState
 from trainer.models.build import build_model
-from trainer.recipe.schema import find_recipe, load_recipe
+from trainer.recipe.schema import load_recipe
+from trainer.recipe.shipped import find_recipe
 from trainer.runs.job import Job, plan_of, run_job
 from trainer.runs.loggers.first_batch import draw_first_batch
 from trainer.runs.results import read_row
@@ -98,7 +102,8 @@ def test_masks_targets_and_loss_are_those_of_a_plain_loop(recipe, digits):
             pairs = zip(answers[place].tolist(), wanted, strict=True)
             total += sum((answer - want) ** 2 for answer, want in pairs) / 48
             count += 1
-    assert float(task.loss(state.model, inputs, is_hidden)) == pytest.approx(total / count, 1e-5)
+    loss = task.loss(state.model, inputs, is_hidden).item()
+    assert loss == pytest.approx(total / count, 1e-5)
 
 
 def test_the_encoder_sees_the_patches_that_are_not_hidden_alone(recipe):
@@ -205,27 +210,21 @@ def test_any_workers_give_the_same_batches(recipe, digits):
     found = []
     for workers in ("0", "2"):
         settings = make_settings("cpu", workers=workers)
-        with digits.started_for(plan, settings, on_ranks_alone(), lambda line: None) as data:
+        with digits.started_for(plan, settings, alone(), lambda line: None) as data:
             stream, task = data.train_stream(plan, settings, 0), task_of(plan, settings)
             found.append([task.prepare(next(stream)) for _ in range(5)])
     for one, other in zip(*found, strict=True):
         assert all(torch.equal(*pair) for pair in zip(one, other, strict=True))
 
 
-def on_ranks_alone():
-    from trainer.distributed.communicator import alone
-
-    return alone()
-
-
 def test_four_micro_batches_are_one_on_each_of_four_ranks(recipe):
     given = str(recipe.parent), 2
-    [alone] = on_ranks(autoencoded_steps, 1, *given)
+    [one] = on_ranks(autoencoded_steps, 1, *given)
     for found in on_ranks(autoencoded_steps, 4, *given):
-        assert found["losses"] == pytest.approx(alone["losses"], rel=1e-9)
+        assert found["losses"] == pytest.approx(one["losses"], rel=1e-9)
         for name, weight in found["weights"].items():
-            torch.testing.assert_close(weight, alone["weights"][name], rtol=1e-6, atol=1e-8)
-        assert found["scores"] == pytest.approx(alone["scores"], rel=1e-6)
+            torch.testing.assert_close(weight, one["weights"][name], rtol=1e-6, atol=1e-8)
+        assert found["scores"] == pytest.approx(one["scores"], rel=1e-6)
 
 
 # ---- runs
@@ -365,26 +364,21 @@ def test_a_classifier_takes_the_encoder_of_a_run(finished, tmp_path):
     said = " ".join(done.output.split())
     assert "left out: decoder" in said and "random: head.bias, head.weight" in said
     weights = folder / "runs" / row.run / "model.safetensors"
-    digest = __import__("hashlib").sha256(weights.read_bytes()).hexdigest()
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     overrides = f"model.pretrained.file={weights} model.pretrained.sha256={digest}"
     model = build_model(plan_of(Job(str(path), MODEL, "digits", overrides=overrides)))
-    encoder = {name: t for name, t in safetensors_of(weights).items() if name.startswith("body.")}
+    encoder = {
+        name: t
+        for name, t in safetensors.torch.load_file(weights).items()
+        if name.startswith("body.")
+    }
     own = model.state_dict()
     assert {f"body.{name}" for name in own} - set(encoder) == {"body.head.weight", "body.head.bias"}
     for name, tensor in encoder.items():
         assert torch.equal(tensor, own[name.removeprefix("body.")]), name
 
 
-def safetensors_of(path):
-    import safetensors.torch
-
-    return safetensors.torch.load_file(path)
-
-
 def test_continued_from_a_classifier_the_encoder_is_its(recipe, tmp_path):
-    import hashlib
-
-    import safetensors.torch
 
     given = timm.create_model(MODEL, num_classes=7)
     path = tmp_path / "given.safetensors"
@@ -405,7 +399,7 @@ def test_continued_from_a_classifier_the_encoder_is_its(recipe, tmp_path):
         ("smoothing=0.1", "smoothing"),
         ("image.test_px=64", "image.test_px"),
         ("task.patch_px=5", "image.train_px"),
-        ("task.hidden_share=0.001", "task.hidden_share"),
+        ("task.hidden_share=0.999", "task.hidden_share"),
         ("task.decoder.heads=3", "task.decoder.width"),
         ("model.start.head_std=0.1", "model.start"),
     ],
@@ -424,7 +418,7 @@ def test_another_model_or_other_patches_are_refused_with_the_remedy(recipe):
 
 def test_the_shipped_recipe_is_for_a_vit_base():
     page = load_recipe(find_recipe("mae-vit-base"))
-    plan = plan_of(Job("mae-vit-base", "vit_base_patch16_224", "imagenet1k"))
+    plan = plan_of(Job("mae-vit-base", "vit_base_patch16_224", "imagenet-1k"))
     assert page.task.numbers(plan) == (196, 147)
     with torch.device("meta"):
         body = timm.create_model("vit_base_patch16_224", num_classes=0)

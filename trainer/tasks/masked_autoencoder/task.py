@@ -152,6 +152,12 @@ class MaskedAutoencoding(Task):
             raise ValueError(f"a loss of {loss} over {num_images} images")
         return MaskedAutoencoderScores(num_images, loss, spread)
 
+    def features(self, model: nn.Module, inputs: Tensor) -> Tensor:
+        """The encoder's class token of whole images; of a model without one the patches' mean."""
+        assert isinstance(model, MaskedAutoencoder)
+        tokens = model.body.forward_features(inputs)
+        return tokens[:, 0] if model.body.cls_token is not None else tokens.mean(1)
+
     def shown(self, pictures: np.ndarray, targets: Tensor, classes: Sequence[str]) -> list[Shown]:
         """Each image, and what the encoder sees of it."""
         found = []
