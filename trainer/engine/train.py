@@ -54,6 +54,8 @@ def train(state: TrainingState, data: OpenedData, run: NullRun | None = None) ->
             if progress.step == 0:
                 loader = run.first_batch(loader, data.classes)
             for step in range(progress.step, plan.num_steps):
+                if run.ends_early():
+                    break
                 run.start_step(step)
                 with timer, explained(state):
                     state.loss_sum += optimizer_step(state, loader, step)

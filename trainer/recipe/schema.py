@@ -25,7 +25,7 @@ from trainer.recipe import tree
 from trainer.recipe.check import check, label_of, refuse
 from trainer.recipe.load import Positions, load_yaml
 from trainer.recipe.overrides import Deviation, overridden, overrides_of
-from trainer.recipe.sections import Batch, Image, PreciseNorm, Score
+from trainer.recipe.sections import Batch, EarlyStopping, Image, PreciseNorm, Score
 from trainer.recipe.tree import ABOUT
 
 InnerShare = Annotated[float, Field(gt=0, lt=1)]
@@ -66,6 +66,7 @@ class Recipe(StrictModel):
     drop_path: InnerShare | None = None
     average: WeightAverage | None = None
     precise_norm: PreciseNorm | None = None
+    early_stopping: EarlyStopping | None = None
     model: Model | None = None
     adapted_to: str | None = None
     assumed: dict[str, str] = {}

@@ -225,6 +225,22 @@ class TrainingRun(NullRun):
         if self.is_off_track and self.progress.step < self.state.plan.num_steps:
             raise OffTrack("stop_if=off_track")
 
+    def ends_early(self) -> bool:
+        """Asked on every rank; the first one knows the scores."""
+        plan = self.state.plan
+        section = plan.recipe.early_stopping
+        if section is None or self.progress.step % plan.steps_per_epoch:
+            return False
+        if not self.ranks.any(self.ranks.is_first and section.is_over(self.curve)):
+            return False
+        if self.ranks.is_first:
+            best, score = max(self.curve.items(), key=lambda item: item[1])
+            self.say(
+                f"early_stopping: {score:.2f} % of epoch {best} was not reached again; ends after"
+                f" epoch {max(self.curve)} of {plan.recipe.epochs}"
+            )
+        return True
+
     def _keep_best(self) -> None:
         try:
             self.guard.check()

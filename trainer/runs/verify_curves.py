@@ -27,7 +27,8 @@ def curve_checks(
     found = [curve_name(line) for line in lines]
     is_finished = row is not None and row.status == "finished"
     wanted: list[str] = []
-    all_wanted = expected_lines(plan, Settings.log_steps)
+    ended = row.steps if row and plan.recipe.early_stopping else plan.num_steps
+    all_wanted = expected_lines(plan, Settings.log_steps, ended)
     if row is not None and row.curves_incomplete:
         there = set(found)
         wanted = [name for name in itertools.islice(all_wanted, _MOST_LINES) if name in there]
@@ -57,13 +58,13 @@ def curve_checks(
         yield from _last_scores(lines, row)
 
 
-def expected_lines(plan: Plan, log_steps: int) -> Iterator[str]:
-    """The names of all lines of a whole run: losses every log_steps steps and at each epoch's end,
-    then its scores.
+def expected_lines(plan: Plan, log_steps: int, num_steps: int) -> Iterator[str]:
+    """The names of all lines of a run of so many steps: losses every log_steps steps and at each
+    epoch's end, then its scores.
     """
     kinds = ("model", "average") if plan.recipe.average else ("model",)
     step = 0
-    while step < plan.num_steps:
+    while step < num_steps:
         step = min(step - step % each + each for each in (log_steps, plan.steps_per_epoch))
         yield f"loss at step {step}"
         if step % plan.steps_per_epoch == 0:
