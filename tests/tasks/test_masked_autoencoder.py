@@ -44,7 +44,7 @@ from trainer.tasks.masked_autoencoder.model import images_of, patches_of, sin_co
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = make_settings("cpu", workers="0")
-SHORT = "epochs=2 batch.images=480 batch.norm_images=120"
+SHORT = "epochs=2 batch.images=60 batch.norm_images=30"
 
 
 @pytest.fixture(scope="module")

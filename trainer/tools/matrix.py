@@ -21,7 +21,7 @@ from trainer.engine.train import optimizer_step
 from trainer.models.build import num_parameters
 from trainer.recipe.plan import Plan, make_plan
 from trainer.recipe.profiles import IMAGENET_MEAN, IMAGENET_STD, PROFILES, Adapt, Profile
-from trainer.recipe.schema import from_random_weights
+from trainer.recipe.schema import from_random_weights, load_recipe
 from trainer.recipe.shipped import find_recipe, newest_recipe_paths
 from trainer.runs.job import Job, resolve
 
@@ -61,12 +61,12 @@ class MatrixCell:
 
 def chosen_recipes(names: str) -> list[str]:
     """The recipes that a text such as `A1 A2.v1` names, with their versions; for an empty one
-    the newest of all.
+    the newest of all that are for classification, as the matrix's noise is.
 
     Raises RecipeError for an unknown name.
     """
     if not names:
-        return [path.stem for path in newest_recipe_paths()]
+        return [path.stem for path in newest_recipe_paths() if load_recipe(path).task is None]
     return [find_recipe(name).stem for name in names.replace(",", " ").split()]
 
 
