@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -188,6 +189,20 @@ def test_a_run_has_its_scores_and_is_scored_again(finished, root):
         assert done.exit_code == 0, done.output
     done = CliRunner().invoke(app, ["check-data", "--data", str(root)])
     assert done.exit_code == 0, done.output
+
+
+def test_predict_gives_each_class_a_probability_of_its_own(finished, root, tmp_path):
+    folder, row = finished
+    words = ["predict", "--run", row.run, "--runs", folder / "runs", "--device", "cpu"]
+    words += ["--images", root / "images", "--out", tmp_path / "found"]
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    assert done.exit_code == 0, done.output
+    assert len(list((tmp_path / "found").glob("*.png"))) == 68
+    line = next(line for line in done.output.splitlines() if "train-000.png" in line)
+    found = {name: float(share) for name, share in re.findall(r"(\w+) ([01]\.\d\d)", line)}
+    with open(root / "train.csv") as file:
+        right = dict(zip(CLASSES, list(csv.reader(file))[1][1:], strict=True))
+    assert {name: str(int(share > 0.5)) for name, share in found.items()} == right
 
 
 def test_a_stopped_run_resumes_to_the_same_bits(root, recipe, finished, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from trainer.base.devices import sum_dtype
@@ -20,16 +20,17 @@ from trainer.base.errors import PlanError, UserError
 from trainer.base.names import plain_text
 from trainer.components.task import Moved, TaskSection
 from trainer.data.datasets.layouts import Layout, TargetSet
-from trainer.data.decode import BadImage, Planes, read_image
+from trainer.data.decode import BadImage, Planes, evaluation_square, read_image, stack_squares
 from trainer.data.evaluation import EvaluationStream
 from trainer.data.index import DataError
 from trainer.data.transforms import autocast, scored_inputs
-from trainer.tasks.base import Scores, Shown, Task, count_of
+from trainer.tasks.base import Prediction, Scores, Shown, Task, count_of
 from trainer.tasks.classification import Classification
 from trainer.tasks.constant import lowest_constant_loss
 
 _IMAGE = "image"  # the first column of a table
 _MOST_ROWS = 8192  # of targets, for a loss that has to be told each
+_NUM_TOLD, _TEXT_PX, _LINE_PX = 5, 180, 14  # classes beside an image, and their room
 _OF_ONE_CLASS = ("ce", "dice", "mse")  # losses whose answers are not one yes or no for each class
 
 
@@ -212,14 +213,21 @@ class MultiLabel(Classification):
         """
         return 2 * self.plan.profile.num_val * self.plan.profile.num_classes + 1
 
-    def evaluate(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        device, profile = self.settings.device, self.plan.profile
-        images, labels = (part.to(device, non_blocking=True) for part in (images, labels))
-        inputs = scored_inputs(images, profile, self.settings)
+    def _logits(self, model: nn.Module, images: Tensor) -> Tensor:
+        """Of images [B, C, H, W] uint8 on the device; with image.test_flip the mean with those of
+        the mirrored images.
+        """
+        inputs = scored_inputs(images, self.plan.profile, self.settings)
         with autocast(self.settings):
             logits = model(inputs).float()
             if self.plan.recipe.image.test_flip:
-                logits = logits + model(inputs.flip(3)).float()
+                logits = (logits + model(inputs.flip(3)).float()) / 2
+        return logits
+
+    def evaluate(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        device, profile = self.settings.device, self.plan.profile
+        images, labels = (part.to(device, non_blocking=True) for part in (images, labels))
+        logits = self._logits(model, images)
         targets = self.targets(labels[:, 1:])
         both = torch.stack([logits, targets], 1).to(sum_dtype(device))
         sums = both.new_zeros(profile.num_val, 2, profile.num_classes)
@@ -260,6 +268,28 @@ class MultiLabel(Classification):
             found.append(Shown(picture, "\n".join(lines)))
         return found
 
+    @torch.no_grad()
+    def predict(
+        self, model: nn.Module, image: Image.Image, classes: Sequence[str]
+    ) -> Prediction | None:
+        """A PNG of the image beside its likeliest classes, each with a probability of its own."""
+        sides = self.plan.recipe.image
+        square = evaluation_square(
+            image, sides.test_px, sides.test_crop_share, sides.test_interpolation
+        )
+        pixels = torch.from_numpy(stack_squares([square], sides.test_px)).permute(0, 3, 1, 2)
+        pixels = pixels.expand(-1, self.plan.profile.channels, -1, -1).contiguous()
+        shares = self._logits(model, pixels.to(self.settings.device))[0].sigmoid().tolist()
+        likeliest = sorted((-share, name) for share, name in zip(shares, classes, strict=True))
+        lines = [f"{name} {-share:.2f}" for share, name in likeliest[:_NUM_TOLD]]
+        height = max(image.height, _LINE_PX * (len(lines) + 1))
+        picture = Image.new("RGB", (image.width + _TEXT_PX, height), "white")
+        picture.paste(image.convert("RGB"))
+        draw = ImageDraw.Draw(picture)
+        for number, line in enumerate(lines):
+            draw.text((image.width + 6, 4 + _LINE_PX * number), line, fill="black")
+        return Prediction({".png": picture}, ", ".join(lines))
+
 
 class MultiLabelSection(TaskSection):
     """Each class is in an image or is not. Data: tables (see LabelTables); the loss asks one yes or
@@ -268,6 +298,7 @@ class MultiLabelSection(TaskSection):
 
     name: Literal["multi_label"] = "multi_label"
     scores: ClassVar[tuple[str, ...]] = ("mAP_pct",)
+    answers_with_pictures: ClassVar[bool] = True  # a softmax over its classes would mean nothing
 
     def bound(self, plan, settings) -> Task:
         return MultiLabel(plan, settings)
