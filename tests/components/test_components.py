@@ -87,6 +87,8 @@ def page_with(kind) -> Recipe:
         value = {"name": "segmentation", "head": part} if place == "task.head" else part
         place = "task"
         others = {"mix": None, "augment": (CROP,), "image.test_crop_share": 1.0}
+        if value["name"] == "masked_autoencoder":
+            others["loss"] = {"name": "mse"}
     if place == "loss" and kind.compares_splits:
         others = {"augment_splits": 3, "mix": None}
     if place == "lr.schedule" and kind.has_own_warmup:

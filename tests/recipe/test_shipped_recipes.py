@@ -44,6 +44,7 @@ DIGESTS = {
     "A3.v1": "319f97206679",
     "bcn.v1": "16f2d81ee39b",
     "bit-i1k.v2": "57aa5b1e0712",
+    "cb-focal.v1": "188a130567c3",
     "convnext-isotropic.v2": "95564d57ffa3",
     "convnext.v2": "bbb269742046",
     "deit-distilled.v1": "f0608e6c8e2a",

@@ -376,6 +376,10 @@ def test_a_classifier_takes_the_encoder_of_a_run(finished, tmp_path):
     assert {f"body.{name}" for name in own} - set(encoder) == {"body.head.weight", "body.head.bias"}
     for name, tensor in encoder.items():
         assert torch.equal(tensor, own[name.removeprefix("body.")]), name
+    probe = build_model(plan_of(Job("linear-probe", MODEL, "digits", overrides=overrides)))
+    trained = [name for name, weight in probe.named_parameters() if weight.requires_grad]
+    assert trained == ["head.weight", "head.bias"]
+    assert torch.equal(probe.blocks[3].mlp.fc2.weight, encoder["body.blocks.3.mlp.fc2.weight"])
 
 
 def test_continued_from_a_classifier_the_encoder_is_its(recipe, tmp_path):

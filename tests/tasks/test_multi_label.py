@@ -226,7 +226,7 @@ def shared_scores(ranks, root, recipe):
     plan = plan_for(root, recipe)
     data = open_data(plan.profile, Path(root))
     model = TrainingState(plan, SETTINGS).model
-    stream = plan.recipe.of_task.evaluation_stream(data.val, plan, 2)
+    stream = plan.recipe.of_task.evaluation_stream(data.val, plan, 2, 32)
     batches = [stream[i] for i in range(ranks.rank, len(stream), ranks.world_size)]
     return evaluate(plan, SETTINGS, model, batches, ranks=ranks).record()
 

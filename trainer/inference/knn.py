@@ -14,10 +14,9 @@ from torch.nn import functional
 
 from trainer.base.errors import UserError
 from trainer.base.settings import Settings
-from trainer.data.dataset import EVALUATION_IMAGES
 from trainer.data.datasets.builtin import ImageSet
 from trainer.data.datasets.layouts import TargetSet
-from trainer.data.evaluation import EvaluationStream, evaluation_batches
+from trainer.data.evaluation import evaluation_batches, whole_images
 from trainer.data.transforms import autocast, scored_inputs
 from trainer.data.workers import Watch
 from trainer.runs.rescore import data_of_run
@@ -84,14 +83,8 @@ def score_nearest(
     model = open_model(folder).to(settings.device).to(memory_format=memory_format)
 
     def shown(images: ImageSet) -> Iterable[tuple[Tensor, Tensor]]:
-        image = plan.recipe.image
-        stream = EvaluationStream(
-            images,
-            image.test_px,
-            image.test_crop_share,
-            image.test_interpolation,
-            EVALUATION_IMAGES,
-        )
+        image_px = plan.recipe.image.test_px
+        stream = whole_images(images, plan, settings.eval_images, image_px)
         batches = evaluation_batches(stream, settings.num_workers, settings.device, watch=watch)
         for pixels, labels in batches:
             inputs = scored_inputs(pixels.to(settings.device), plan.profile, settings)

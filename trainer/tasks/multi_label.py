@@ -20,8 +20,8 @@ from trainer.base.errors import PlanError, UserError
 from trainer.base.names import plain_text
 from trainer.components.task import Moved, TaskSection
 from trainer.data.datasets.layouts import Layout, TargetSet
-from trainer.data.decode import BadImage, Planes, evaluation_square, read_image, stack_squares
-from trainer.data.evaluation import EvaluationStream
+from trainer.data.decode import BadImage, Planes, read_image
+from trainer.data.evaluation import EvaluationStream, whole_image, whole_images
 from trainer.data.index import DataError
 from trainer.data.transforms import autocast, scored_inputs
 from trainer.tasks.base import Prediction, Scores, Shown, Task, count_of
@@ -232,7 +232,7 @@ class MultiLabel(Classification):
         both = torch.stack([logits, targets], 1).to(sum_dtype(device))
         sums = both.new_zeros(profile.num_val, 2, profile.num_classes)
         sums.index_copy_(0, labels[:, 0], both)
-        loss = self.plan.recipe.loss(logits, targets).to(both.dtype) * len(labels)
+        loss = self.plan.loss(logits, targets).to(both.dtype) * len(labels)
         return torch.cat([sums.flatten(), loss[None]])
 
     def scores(self, sums: Sequence[float], num_images: int) -> MultiLabelScores:  # type: ignore[override]
@@ -253,7 +253,7 @@ class MultiLabel(Classification):
 
     def constant_loss(self, images: LabelledSet, is_mixed: bool = True) -> float:  # type: ignore[override]
         """Of the classes' shares of the images, unmixed: mixing keeps them."""
-        loss, table = self.plan.recipe.loss.of_image, torch.from_numpy(images.table).double()
+        loss, table = self.plan.loss.of_image, torch.from_numpy(images.table).double()
         return lowest_constant_loss(loss, table.mean(0) if loss.is_linear else table[:_MOST_ROWS])
 
     def majority_pct(self, train: LabelledSet, val: LabelledSet) -> float | None:  # type: ignore[override]
@@ -273,13 +273,8 @@ class MultiLabel(Classification):
         self, model: nn.Module, image: Image.Image, classes: Sequence[str]
     ) -> Prediction | None:
         """A PNG of the image beside its likeliest classes, each with a probability of its own."""
-        sides = self.plan.recipe.image
-        square = evaluation_square(
-            image, sides.test_px, sides.test_crop_share, sides.test_interpolation
-        )
-        pixels = torch.from_numpy(stack_squares([square], sides.test_px)).permute(0, 3, 1, 2)
-        pixels = pixels.expand(-1, self.plan.profile.channels, -1, -1).contiguous()
-        shares = self._logits(model, pixels.to(self.settings.device))[0].sigmoid().tolist()
+        pixels = whole_image(image, self.plan).to(self.settings.device)
+        shares = self._logits(model, pixels)[0].sigmoid().tolist()
         likeliest = sorted((-share, name) for share, name in zip(shares, classes, strict=True))
         lines = [f"{name} {-share:.2f}" for share, name in likeliest[:_NUM_TOLD]]
         height = max(image.height, _LINE_PX * (len(lines) + 1))
@@ -307,11 +302,10 @@ class MultiLabelSection(TaskSection):
         """[b, K] uint8."""
         return torch.from_numpy(images.table[places])
 
-    def evaluation_stream(self, images: LabelledSet, plan, batch_images: int) -> PlacedStream:
-        image = plan.recipe.image
-        return PlacedStream(
-            images, image.test_px, image.test_crop_share, image.test_interpolation, batch_images
-        )
+    def evaluation_stream(
+        self, images: LabelledSet, plan, batch_images: int, test_px: int
+    ) -> EvaluationStream:
+        return whole_images(images, plan, batch_images, test_px, PlacedStream)
 
     def check(self, plan) -> None:
         super().check(plan)
@@ -325,6 +319,7 @@ class MultiLabelSection(TaskSection):
             )
         for path, value in (
             ("smoothing", recipe.smoothing),
+            ("distill", recipe.distill),
             ("augment_splits", recipe.augment_splits),
         ):
             if value is not None:

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from trainer.base import streams
 from trainer.base.component import StrictModel
 from trainer.base.devices import sum_dtype
-from trainer.base.errors import PlanError
+from trainer.base.errors import PlanError, UserError
 from trainer.components.task import Moved, TaskSection
 from trainer.data.datasets.builtin import ImageSet
-from trainer.data.decode import BadImage, evaluation_square, stack_squares
-from trainer.data.evaluation import EvaluationStream
+from trainer.data.decode import BadImage
+from trainer.data.evaluation import EvaluationStream, whole_image, whole_images
 from trainer.data.loader import MicroBatch
 from trainer.data.transforms import autocast, model_inputs, scored_inputs
 from trainer.tasks.base import Prediction, Scores, Shown, Task, count_of
@@ -104,7 +104,7 @@ class MaskedAutoencoding(Task):
     def loss(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
         """The recipe's loss over the pixels of the hidden patches: each image has as many."""
         found, wanted = self._hidden_pixels(model, inputs, targets)
-        return self.plan.recipe.loss(found.flatten(0, 1), wanted.flatten(0, 1))
+        return self.plan.loss(found.flatten(0, 1), wanted.flatten(0, 1))
 
     def _hidden_pixels(
         self, model: nn.Module, inputs: Tensor, is_hidden: Tensor
@@ -181,13 +181,8 @@ class MaskedAutoencoding(Task):
         predictions in the hidden places. Predictions are of normalized pixels; the mean and the
         deviation of each patch are the image's own.
         """
-        sides, profile = self.plan.recipe.image, self.plan.profile
-        square = evaluation_square(
-            image, sides.test_px, sides.test_crop_share, sides.test_interpolation
-        )
-        pixels = torch.from_numpy(stack_squares([square], sides.test_px)).permute(0, 3, 1, 2)
-        pixels = pixels.expand(-1, profile.channels, -1, -1).contiguous().to(self.settings.device)
-        inputs = scored_inputs(pixels, profile, self.settings)
+        pixels = whole_image(image, self.plan).to(self.settings.device)
+        inputs = scored_inputs(pixels, self.plan.profile, self.settings)
         is_hidden = self.hidden_in_evaluation(np.zeros(1, np.int64)).to(inputs.device)
         with autocast(self.settings):
             found = model(inputs, is_hidden).float()
@@ -287,11 +282,10 @@ class MaskedAutoencoderSection(TaskSection):
         """[b] int64, the images' numbers: what is hidden is drawn by `prepare`."""
         return torch.from_numpy(places.astype(np.int64))
 
-    def evaluation_stream(self, images: ImageSet, plan, batch_images: int) -> NumberedStream:
-        image = plan.recipe.image
-        return NumberedStream(
-            images, image.test_px, image.test_crop_share, image.test_interpolation, batch_images
-        )
+    def evaluation_stream(
+        self, images: ImageSet, plan, batch_images: int, test_px: int
+    ) -> EvaluationStream:
+        return whole_images(images, plan, batch_images, test_px, NumberedStream)
 
     def model_of(self, plan, body: nn.Module) -> MaskedAutoencoder:
         section, decoder = plan.recipe.model, self.decoder
@@ -316,6 +310,7 @@ class MaskedAutoencoderSection(TaskSection):
         model, image = recipe.model, recipe.image
         refused = {
             "mix": recipe.mix,
+            "distill": recipe.distill,
             "smoothing": recipe.smoothing,
             "augment_splits": recipe.augment_splits,
             "image.growth": image.growth,
@@ -338,6 +333,13 @@ class MaskedAutoencoderSection(TaskSection):
                 fix={"image.test_px": image.train_px},
             )
         self._check_sizes(plan)
+
+    def check_settings(self, plan, settings) -> None:
+        if settings.test_px:
+            raise UserError(
+                "test_px=: task masked_autoencoder is scored at its image.train_px",
+                "leave test_px= out",
+            )
 
     def _check_sizes(self, plan) -> None:
         image_px, (number, hidden) = plan.recipe.image.train_px, self.numbers(plan)
