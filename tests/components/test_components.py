@@ -88,6 +88,8 @@ def page_with(kind) -> Recipe:
         if within:
             value = {"name": within[0], **tree.plain(TASKS[within[0]].example), within[1]: part}
         others = OF_PLACES | {"augment": (CROP,)}
+        if value["name"] == "masked_autoencoder":
+            others["loss"] = {"name": "mse"}
     if tag_of(kind) == "letterbox":  # reaches out of an image
         others = OF_PLACES | {"task": {"name": "detection", **TASKS["detection"].example}}
     if place == "loss" and kind.compares_splits:

@@ -24,11 +24,12 @@ class Loss(Component):
     """How far answers are from targets.
 
     compares_splits: it is given several answers to each image, one for each of a recipe's
-    augment_splits.
+    augment_splits. takes_numbers: its targets may be any numbers, not shares alone.
     """
 
     kind: ClassVar[str] = "loss"
     compares_splits: ClassVar[bool] = False
+    takes_numbers: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -296,6 +297,31 @@ class CrossEntropy(_Weighted):
         if self.class_weights is not None:
             shares = shares * shares.new_tensor(self.class_weights)
         return shares.log()
+
+
+class SquaredError(ImageLoss):
+    """The squared difference of answers and targets.
+
+    Called with the answers and the targets of one micro-batch:
+        logits   [N, K] float
+        targets  [N, K] float, any numbers
+    gives a scalar in the targets' dtype, the mean over rows of the mean over K.
+
+    Source: He et al. 2021, arXiv:2111.06377, of pixels; Hui and Belkin 2020, arXiv:2006.07322, of
+    classes, whose rescaled form for many classes this is not.
+    """
+
+    name: Literal["mse"] = "mse"
+    is_linear: ClassVar[bool] = False
+    takes_numbers: ClassVar[bool] = True
+    example: ClassVar[dict[str, Any]] = {}
+
+    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The loss of one micro-batch: logits and targets [N, K] to a scalar."""
+        return functional.mse_loss(logits.to(targets.dtype), targets)
+
+    def best_logits(self, shares: Tensor) -> Tensor:
+        return shares.clone()
 
 
 class Dice(ImageLoss):

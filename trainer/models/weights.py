@@ -29,6 +29,7 @@ _FILES = ("model.safetensors", "pytorch_model.bin")  # of a run folder, and of a
 # where other programs keep the weights in their checkpoints; an average of them comes first
 _SECTIONS = ("state_dict_ema", "model_ema", "state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.", "model.")  # that wrappers put before every name
+_BODY = "body."  # of a model that a task has built around timm's: see trainer.tasks
 _REMEDY = "use a .safetensors or .pth file, or the folder of a finished run"
 
 
@@ -108,6 +109,7 @@ def as_model_names(model: nn.Module, weights: WeightsFile) -> WeightsFile:
     Raises WeightsError where timm's conversion fails on them.
     """
     own = model.state_dict()
+    weights = _of_body(own, weights)
     fits = all(
         name in weights.tensors and weights.tensors[name].shape == tensor.shape
         for name, tensor in own.items()
@@ -135,6 +137,23 @@ def as_model_names(model: nn.Module, weights: WeightsFile) -> WeightsFile:
         for name in sorted(resized)
     ]
     return WeightsFile(weights.path, weights.sha256, found, weights.notes + tuple(notes))
+
+
+def _of_body(own: Mapping[str, Tensor], weights: WeightsFile) -> WeightsFile:
+    """The weights of the timm model in one that a task has built around it; what stands beside it
+    there, heads or a decoder, is left out.
+    """
+    inner = {
+        name.removeprefix(_BODY): tensor
+        for name, tensor in weights.tensors.items()
+        if name.startswith(_BODY)
+    }
+    if not inner or any(name.startswith(_BODY) for name in own):
+        return weights
+    beside = [name for name in weights.tensors if not name.startswith(_BODY)]
+    parts = ", ".join(sorted({name.partition(".")[0] for name in beside}))
+    note = f"left out: {parts} ({len(beside)} tensors)" if beside else f"without {_BODY}"
+    return WeightsFile(weights.path, weights.sha256, inner, (*weights.notes, note))
 
 
 def adapt_input_channels(weight: Tensor, num_channels: int) -> Tensor:

@@ -151,6 +151,12 @@ class Task(ABC):
         """
         return None
 
+    def features(self, model: nn.Module, inputs: Tensor) -> Tensor:
+        """What a model makes of images before its classifier: [B, D] of its inputs [B, C, H, W];
+        of a timm model what its classifier sees.
+        """
+        return model.forward_head(model.forward_features(inputs), pre_logits=True)
+
     @abstractmethod
     def shown(self, pictures: np.ndarray, targets: Tensor, classes: Sequence[str]) -> list[Shown]:
         """Prepared images as a reader sees them. pictures: [n, H, W, 3] float in [0, 1], the inputs
