@@ -17,9 +17,9 @@ from trainer.components.sampling import Balanced, ProgressivelyBalanced, SquareR
 from trainer.data.datasets.builtin import open_set
 from trainer.data.loader import TrainStream
 from trainer.data.order import Sampled, epoch_order, micro_batch_ids
-from trainer.lr_finder.baseline import bias_only_loss
 from trainer.recipe.profiles import PROFILES
 from trainer.runs.job import Job, plan_of
+from trainer.tasks.constant import bias_only_loss
 
 CROP = RandomResizedCrop(area=(0.08, 1.0), aspect=(0.75, 1.3333), interpolation="random")
 LABELS = np.repeat([2, 0, 1, 3], [700, 250, 40, 10])  # class 2 is the largest

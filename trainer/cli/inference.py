@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from trainer.base.errors import UserError
+from trainer.base.memory import importing
 from trainer.base.signals import StopRequest
 from trainer.cli import options
 from trainer.cli.options import app, user_errors
@@ -34,6 +35,7 @@ Interpolation = Annotated[
 ]
 
 
+@importing()
 def _commands():
     from trainer.cli import inference_commands  # torch, timm: only once options are parsed
 
@@ -65,21 +67,18 @@ def predict(
     again: Annotated[bool, typer.Option(help="Overwrite a file of answers.")] = False,
 ) -> None:
     """Write a model's best classes for every image of a folder, with their probabilities (softmax);
-    at several image sizes (test_px="224 256") a file for each. Rerun the same command to resume.
+    at several image sizes (test_px="224 256") a file for each; of a run of segmentation masks and
+    overlays, into the folder <out> without its ending. Rerun the same command to resume.
     """
     with StopRequest() as stop:
         commands = _commands()
-        commands.predict(
-            commands.Asked(run, model, weights, runs, test_px, crop, interpolation).at_sizes(),
-            images,
-            out,
-            top_k,
-            batch,
-            commands.make_settings(device, precision, workers),
-            sheet,
-            again,
-            stop.check,
-        )
+        asked = commands.Asked(run, model, weights, runs, test_px, crop, interpolation)
+        settings = commands.make_settings(device, precision, workers)
+        if (folder := asked.folder_of_pictures()) is not None:
+            commands.predict_pictures(folder, images, out, settings, again, stop.check)
+            return
+        models = asked.at_sizes()
+        commands.predict(models, images, out, top_k, batch, settings, sheet, again, stop.check)
 
 
 @app.command("eval")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,9 +20,10 @@ from trainer.data.datasets.builtin import (
     open_beton_set,
     open_set,
 )
+from trainer.data.datasets.layouts import TargetSet, layout_of
 from trainer.data.datasets.packed import holds_files
 from trainer.data.datasets.split import split_of
-from trainer.data.evaluation import EvaluationStream, evaluation_batches
+from trainer.data.evaluation import evaluation_batches
 from trainer.data.jpeg import decoder_name
 from trainer.data.loader import MicroBatch, TrainStream
 from trainer.data.prefetcher import prefetched
@@ -93,6 +94,8 @@ class OpenedData:
         """What the validation images are, for the row: "val", and by which rule where the command
         split made it; "test" or "valid" where those stand for it.
         """
+        if isinstance(self.val, TargetSet):
+            return self.val.stand_in or "val"
         if not isinstance(self.val, FolderSet):
             return "val"
         return self.val.index.stand_in or split_of(self.val.index.folder.parent)
@@ -197,6 +200,7 @@ class OpenedData:
             assigned=plan.assignment(ranks.rank, ranks.world_size),
             sampling=plan.recipe.sampling,
             epochs=plan.recipe.epochs,
+            targets=plan.recipe.of_task.targets,
         )
 
     def val_batches(
@@ -207,8 +211,8 @@ class OpenedData:
         watch: Watch = Watch(),
         test_px: int | None = None,
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Every validation image once, in order; several ranks share the batches, without
-        padding. test_px: another size than the recipe's.
+        """Every validation image once, in order, with its target; several ranks share the batches,
+        without padding. test_px: another size than the recipe's.
         """
         px = test_px or plan.recipe.image.test_px
         return evaluation_batches(
@@ -220,17 +224,12 @@ class OpenedData:
             watch,
         )
 
-    def _evaluation_stream(self, plan, settings, test_px: int) -> EvaluationStream:
+    def _evaluation_stream(self, plan, settings, test_px: int) -> Sequence:
         image = plan.recipe.image
-        return EvaluationStream(
-            self.val,
-            test_px=test_px,
-            test_crop_share=image.test_crop_share,
-            interpolation=image.test_interpolation,
-            batch_images=settings.eval_images,
-            crop_mode=image.test_crop_mode or "center",
-            fill=fill_of(plan.profile),
-        )
+        if test_px != image.test_px:
+            other = image.model_copy(update={"test_px": test_px})
+            plan = replace(plan, recipe=plan.recipe.model_copy(update={"image": other}))
+        return plan.recipe.of_task.evaluation_stream(self.val, plan, settings.eval_images)
 
 
 def _stream_of(loader: str) -> type[TrainStream]:
@@ -249,6 +248,11 @@ def open_data(profile, data_dir: Path | None, in_beton: bool = False) -> OpenedD
 
     Raises DataError where they are not found or do not match the profile.
     """
+    layout = layout_of(data_dir)
+    if layout is not None and not in_beton:
+        return OpenedData(
+            *(layout.open_set(profile, data_dir, split) for split in ("train", "val"))
+        )
     if in_beton or (has_betons(data_dir) and not holds_files(data_dir)):
         return OpenedData(*(open_beton_set(profile, data_dir, split) for split in ("train", "val")))
     return OpenedData(open_set(profile, data_dir, "train"), open_set(profile, data_dir, "val"))
