@@ -21,7 +21,8 @@ from trainer.models.build import check_model_name, refusal
 from trainer.models.edit.replacement import classifier_of
 from trainer.models.initialization import load_pretrained
 from trainer.models.spec import Pretrained
-from trainer.models.weights import TIMM, WeightsError, read_weights, weights_path
+from trainer.models.weights import TIMM, TORCHVISION, WeightsError, read_weights, weights_path
+from trainer.models.zoo import timm_name, torchvision_models
 from trainer.runs.export import weights_digest
 from trainer.runs.run_folder import open_model, recipe_of
 
@@ -116,7 +117,7 @@ def of_weights(model: str, weights: str) -> Classifier:
     check_model_name(model)
     path = weights_path(weights)
     file = read_weights(path)
-    bare = model.partition(".")[0]
+    bare = timm_name(model.partition(".")[0])
     made = timm.create_model(bare)
     head = _num_classes(made, file.tensors)
     if head != num_logits(made):
@@ -171,10 +172,11 @@ def _facts(model: str, weights: str, path: Path) -> dict[str, Any]:
     them, else by the model's name.
     """
     own = _config(path.parent).get("pretrained_cfg")
-    name = weights.removeprefix(TIMM) if weights.startswith(TIMM) else model
-    config = timm.get_pretrained_cfg(name)
+    is_named = weights.startswith((TIMM, TORCHVISION))
+    name = weights.removeprefix(TIMM) if is_named else torchvision_models.tagged(model, path.name)
+    config = timm.get_pretrained_cfg(timm_name(name))
     assert config is not None, "check_model_name"
-    is_beside = isinstance(own, dict) and not weights.startswith(TIMM)
+    is_beside = isinstance(own, dict) and not is_named
     return config.to_dict() | (own if is_beside else {})
 
 

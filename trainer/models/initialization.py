@@ -25,6 +25,7 @@ from trainer.models.weights import (
     read_weights,
     weights_path,
 )
+from trainer.models.zoo import timm_name
 
 _NUM_NAMED = 3
 _TRUNCATED = "truncated_normal"
@@ -267,7 +268,8 @@ def load_pretrained(model: nn.Module, pretrained: Pretrained, num_classes: int) 
         remedy = (
             "use weights of this timm model, trained with the same parts in the `model` section"
         )
-        if (other := named_beside(weights.path)) not in (None, _architecture(model)):
+        other = named_beside(weights.path)
+        if other is not None and timm_name(other) != _architecture(model):
             remedy = f"these are weights of {other}: use model={other}, or other weights"
         if taken:
             remedy += f', or set="model.pretrained.partial=true" for the {len(taken)} that fit'
