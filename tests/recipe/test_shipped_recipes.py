@@ -43,6 +43,7 @@ DIGESTS = {
     "A3.v1": "319f97206679",
     "bcn.v1": "16f2d81ee39b",
     "bit-i1k.v2": "57aa5b1e0712",
+    "condensenetv2.v1": "36bc17e62dba",
     "convnext-isotropic.v2": "95564d57ffa3",
     "convnext.v2": "bbb269742046",
     "ffcv-rn18-16.v1": "803c1dd224b0",
