@@ -12,6 +12,10 @@ from trainer.base.settings import make_settings
 from trainer.data.dataset import open_data
 from trainer.engine.state import TrainingState
 from trainer.engine.train import optimizer_step
+from trainer.inference.classifier import Classifier, ImageFacts
+from trainer.inference.export.compare import as_exported, drawn_batches
+from trainer.inference.export.formats import FORMATS
+from trainer.inference.export.write import export
 from trainer.models.build import gmacs, num_parameters
 from trainer.models.edit.hooks import ChangesInTraining, converted
 from trainer.models.zoo.condensenet_v2 import (
@@ -289,3 +293,16 @@ def test_its_own_weights_are_left_as_they_are():
     model = tiny()
     own = model.state_dict()
     assert checkpoint_filter_fn(own, model) is own
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_what_is_exported_is_its_form_for_use_and_answers_alike(to, tmp_path):
+    model = made(tiny(num_classes=5)).float()
+    set_progress(model, 0.5)
+    facts = ImageFacts(3, 32, 0.875, "bicubic", (0.5, 0.4, 0.3), (0.2, 0.3, 0.25))
+    classifier = Classifier("tiny", model, facts, tuple("abcde"), "0" * 64)
+    assert not any(isinstance(each, Pruned) for each in as_exported(classifier).modules())
+    cpu = make_settings("cpu", "float32", workers="0")
+    found, _ = export(classifier, FORMATS[to], tmp_path / "out", lambda: drawn_batches(facts), cpu)
+    assert found.is_good and found.num_images == 9
+    assert any(isinstance(each, Pruned) for each in model.modules())

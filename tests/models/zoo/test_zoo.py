@@ -207,7 +207,9 @@ def test_images_of_another_size_are_refused_where_positions_do_not_fit(name):
         assert free(images(own + 32)).isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["cct_2_3x2_32", "pvt_tiny", "cvt_13", "shufflenet_v1_g3_050"])
+@pytest.mark.parametrize(
+    "name", ["cct_2_3x2_32", "pvt_tiny", "cvt_13", "shufflenet_v1_g3_050", "condensenetv2_a"]
+)
 def test_a_recipe_trains_it_and_timm_opens_what_is_exported(name, tmp_path):
     plan = small_plan("A2", name, "drop_path=null repeats=null batch.images=8 batch.norm_images=8")
     settings = make_settings("cpu", workers="0")
