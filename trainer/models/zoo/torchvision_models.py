@@ -155,7 +155,7 @@ def make(
         options |= {"aux_logits": False, "init_weights": True, "transform_input": in_chans == 3}
     with _widths_on_the_cpu() if family == "regnet" else nullcontext():
         model = builder(weights=None, num_classes=num_classes, **options)
-    model.__class__ = _class_of(type(model))
+    model.__class__ = _class_of(type(model))  # type: ignore[arg-type]  # a class can be hashed
     _set_dropouts(name, model, drop_rate)
     _set_depth(name, model, drop_path_rate)
     if in_chans != 3:
