@@ -28,7 +28,8 @@ PATHS = ablation_paths()
 EACH_PAGE = pytest.mark.parametrize("path", PATHS, ids=[path.stem for path in PATHS])
 NUM_CELLS = {
     "activations": 4,
-    "attention": 5,
+    "attention": 7,
+    "families": 14,
     "finetune": 3,
     "hard-vs-soft": 4,
     "norm-micro-batch": 12,

@@ -45,6 +45,7 @@ DIGESTS = {
     "bcn.v1": "16f2d81ee39b",
     "bit-i1k.v2": "57aa5b1e0712",
     "cb-focal.v1": "1e23c872258d",
+    "condensenetv2.v1": "36bc17e62dba",
     "convnext-isotropic.v2": "95564d57ffa3",
     "convnext.v2": "bbb269742046",
     "deeplabv3-r50.v1": "76e00d47905d",

@@ -178,7 +178,8 @@ class Plan:
         if self.plugins:
             science["plugins"] = sorted(self.plugins.values())
         recipe = f"{self.recipe.name}.v{self.recipe.version}"
-        prefix = f"{recipe}-{self.model}-{self.profile.name}-s{self.seed}-"
+        model = self.model.replace(":", "_")  # the name is that of a folder
+        prefix = f"{recipe}-{model}-{self.profile.name}-s{self.seed}-"
         return RunIdentity(prefix, science)
 
     def run_name(self, data_fingerprint: str) -> str:
