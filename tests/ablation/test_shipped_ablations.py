@@ -29,7 +29,9 @@ EACH_PAGE = pytest.mark.parametrize("path", PATHS, ids=[path.stem for path in PA
 NUM_CELLS = {
     "activations": 4,
     "attention": 5,
+    "decay-of-embeddings": 4,
     "finetune": 3,
+    "muon-vs-lamb": 4,
     "norm-micro-batch": 12,
     "recipes": 12,
     "repeated-augmentation": 4,

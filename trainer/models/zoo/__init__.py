@@ -2,9 +2,9 @@
 
 from timm.models import model_entrypoint
 
-from trainer.models.zoo import cct, cvt, pvt, shufflenet_v1, t2t_vit
+from trainer.models.zoo import cct, cvt, pvt, shufflenet_v1, t2t_vit, vit_plain
 
-__all__ = ["cct", "cvt", "has_model", "pvt", "shufflenet_v1", "t2t_vit"]
+__all__ = ["cct", "cvt", "has_model", "pvt", "shufflenet_v1", "t2t_vit", "vit_plain"]
 
 
 def has_model(name: str) -> bool:
