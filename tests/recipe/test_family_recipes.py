@@ -173,7 +173,7 @@ def test_torchvisions_steps_are_its_scripts():
         assert rates == pytest.approx([peak, peak, peak / 10, peak / 100, peak / 100])
 
 
-def straight(step, total, warmup, peak):
+def straight(step, warmup, peak):
     return peak * step / warmup if step < warmup else None
 
 
@@ -185,28 +185,36 @@ def straight(step, total, warmup, peak):
             "mlperf-lars",
             None,
             626,
-            lambda t: straight(t, 41 * 626, 5 * 626, 8.5)
+            lambda t: straight(t, 5 * 626, 8.5)
             or 1e-4 + (8.5 - 1e-4) * (1 - (t - 5 * 626) / (36 * 626)) ** 2,
         ),
         (
             "aff",
             None,
             2502,
-            lambda t: straight(t, 240 * 2502, 5 * 2502, 0.075)
+            lambda t: straight(t, 5 * 2502, 0.075)
             or 0.0375 * (1 + math.cos(math.pi * (t - 5 * 2502) / (235 * 2502))),
+        ),
+        (
+            "algoperf-resnet",
+            None,
+            1251,
+            lambda t: straight(t, 6999, 4.131896390902391)
+            or 4.131896390902391
+            * (1 - 0.999 * min((t - 6999) / (135 * 1251 - 6999), 1)),
         ),
         (
             "vit-s16-plain",
             None,
             1251,
-            lambda t: straight(t, 90 * 1251, 10_000, 1e-3)
+            lambda t: straight(t, 10_000, 1e-3)
             or 5e-4 * (1 + math.cos(math.pi * (t - 10_000) / (90 * 1251 - 10_000))),
         ),
         (
             "convnextv2-ft",
             "convnextv2_tiny",
             1251,
-            lambda t: straight(t, 300 * 1251, 40 * 1251, 3.2e-3)
+            lambda t: straight(t, 40 * 1251, 3.2e-3)
             or 1e-6
             + (3.2e-3 - 1e-6) / 2 * (1 + math.cos(math.pi * (t - 40 * 1251) / (260 * 1251))),
         ),
@@ -360,6 +368,7 @@ SMALLEST = [
     ("aff", "resnet18"),
     ("iaff", "resnet18"),
     ("mlperf-lars", "resnet18"),
+    ("algoperf-resnet", "resnet18"),
     ("torchvision-regnet", "regnety_002"),
     ("torchvision-swin", "swin_tiny_patch4_window7_224"),
     ("torchvision-convnext", "convnext_atto"),
