@@ -13,11 +13,11 @@ from trainer.recipe.profiles import PROFILES
 from trainer.recipe.published import Published, measured_again, newest_path, scores_of_model
 from trainer.recipe.schema import Recipe, from_random_weights, load_recipe
 
-_WIDE = 140  # columns of a terminal that has room for the other sets of images
+_WIDE, _MEDIUM = 140, 110  # columns of a terminal that has room for all, and for timm's scores
 _NOTES = (
-    "Published scores are their sources' own; 224, 288 px, ReaL ... are timm's measurements of the"
-    " public weights (make which weights=<name> has all). 1e18 multiply-adds: epochs x images of an"
-    " epoch x those of the model, forward."
+    "top-1 %: as the recipe's source states it, px: of its training and test images. MACs: epochs x"
+    " images x the model's multiply-adds, forward. timm and what is beyond: what timm measures of"
+    " the public weights, the other sets at the smaller size."
 )
 
 
@@ -27,43 +27,52 @@ def list_recipes_of(model: str) -> None:
 
     Raises UserError where there is none.
     """
-    scores = scores_of_model(model)
     out = open_terminal()
-    is_wide = out.width >= _WIDE
-    names = ["recipe", "top-1 %", "epochs", "train px", "test px", "1e18 mult-adds", "GPU hours"]
-    table = Table(*names, "timm", *(AGAIN_ON.values() if is_wide else ()))
-    for column in table.columns[1:]:
-        column.no_wrap, column.justify = True, "right"
     counted: dict[str, float] = {}
-    for score in scores:
+    rows = []
+    for score in scores_of_model(model):
         recipe = load_recipe(newest_path(score.recipe)).for_model(score.model)
         cost = multiply_adds(recipe, score.model, score.dataset, counted)
-        table.add_row(*_own_cells(score, recipe, cost), *_cells_again(score.weights, is_wide))
+        rows.append(_own_cells(score, recipe, cost) | _cells_again(score.weights))
+    names = ["recipe", "top-1 %", "epochs", "px", "MACs"]
+    names += ["GPU hours", "timm"] if out.width >= _MEDIUM else []
+    names += AGAIN_ON.values() if out.width >= _WIDE else []
+    table = Table(*names)
+    table.columns[0].overflow = "fold"
+    for column in table.columns[1:]:
+        column.no_wrap, column.justify = True, "right"
+    for row in rows:
+        table.add_row(*(row.get(name, "") for name in names))
     out.print(table)
     out.print(_NOTES, markup=False)
 
 
-def _own_cells(score: Published, recipe: Recipe, cost: float) -> tuple[str, ...]:
+def _own_cells(score: Published, recipe: Recipe, cost: float) -> dict[str, str]:
     name = f"{recipe.name}.v{recipe.version}"
     if recipe.model and recipe.model.pretrained:
         name += " (from weights)"
     top1 = f"{score.top1_pct:g}" + (f" ± {score.std_pct:g}" if score.std_pct is not None else "")
     if score.dataset != "imagenet-1k":
         top1 += f" {score.dataset}"
-    hours = "" if score.gpu_hours is None else f"{score.gpu_hours:g} {score.gpu}"
-    image = recipe.image
-    sizes = f"{image.train_px}", f"{image.test_px}"
-    return name, top1, f"{recipe.epochs}", *sizes, f"{cost / 1e18:.3g}", hours
+    return {
+        "recipe": name,
+        "top-1 %": top1,
+        "epochs": f"{recipe.epochs}",
+        "px": f"{recipe.image.train_px}/{recipe.image.test_px}",
+        "MACs": f"{cost:.2e}".replace("e+", "e"),
+        "GPU hours": "" if score.gpu_hours is None else f"{score.gpu_hours:g} {score.gpu}",
+    }
 
 
-def _cells_again(weights: str, is_wide: bool) -> list[str]:
+def _cells_again(weights: str) -> dict[str, str]:
+    """What timm measures: on ImageNet-1k a line for each size, on the others at the smallest."""
     again = measured_again(weights) if weights else []
-    own = ", ".join(
-        f"{one.top1_pct:.2f} at {one.test_px}" for one in again if one.dataset == "imagenet-1k"
-    )
-    least = min((one.test_px or 0 for one in again), default=0)  # one size, so that columns compare
+    own = [one for one in again if one.dataset == "imagenet-1k"]
+    least = min((one.test_px or 0 for one in own), default=0)
     others = {one.dataset: f"{one.top1_pct:.1f}" for one in again if one.test_px == least}
-    return [own, *(others.get(dataset, "") for dataset in AGAIN_ON if is_wide)]
+    return {"timm": "\n".join(f"{one.top1_pct:.2f} at {one.test_px}" for one in own)} | {
+        name: others.get(dataset, "") for dataset, name in AGAIN_ON.items()
+    }
 
 
 def multiply_adds(

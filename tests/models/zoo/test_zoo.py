@@ -63,6 +63,7 @@ SMALL = {
     "t2t_vit_7": {"img_size": 32},
     "t2t_vit_t_14": {"img_size": 32, "depth": 2},
     "shufflenet_v1_g3_050": {},
+    "vit_tiny_patch16_plain_224": {"img_size": 32},
 }
 NAMES = [
     name for name in timm.list_models() if timm.models.model_entrypoint(name).__module__.startswith(

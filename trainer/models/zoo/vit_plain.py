@@ -46,6 +46,15 @@ class PlainViT(VisionTransformer):
         lecun_normal_(self.pre_logits.weight)
         nn.init.zeros_(self.pre_logits.bias)
 
+    def no_weight_decay(self) -> set[str]:
+        return {"pos_embed"}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        return {
+            "stem": r"^pos_embed|^patch_embed",
+            "blocks": [(r"^blocks\.(\d+)", None), (r"^norm|^pre_logits", (99999,))],
+        }
+
     def _pos_embed(self, x: Tensor) -> Tensor:
         if not self.dynamic_img_size:
             return super()._pos_embed(x)
