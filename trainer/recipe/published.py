@@ -73,9 +73,7 @@ def _score(row: dict[str, str]) -> Published:
 
 def newest_path(recipe: str) -> Path:
     """The file of the newest version of a recipe."""
-    return next(
-        path for path in newest_recipe_paths() if path.stem.rpartition(".v")[0] == recipe
-    )
+    return next(path for path in newest_recipe_paths() if path.stem.rpartition(".v")[0] == recipe)
 
 
 def scores_of_model(model: str) -> list[Published]:

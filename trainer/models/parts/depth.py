@@ -65,9 +65,12 @@ class StochasticDepth(Part):
         names = [name for stage in blocks(model) for name in stage]
         rates = {name: rate * self._share(place, len(names)) for place, name in enumerate(names)}
         places = [
-            place for name in names if rates[name] > 0 for place in self._put(model, name, rates[name])
+            place
+            for name in names
+            if rates[name] > 0
+            for place in self._put(model, name, rates[name])
         ]
-        check_inserted(model, "stochastic_depth", places)
+        check_inserted(model, "stochastic_depth", places, image_px)
         note = (
             f"rate {min(rates.values()):g} to {rate:g} over {len(names)} blocks, "
             f"sampled per {self.per}"
