@@ -17,7 +17,7 @@ _WIDE, _MEDIUM = 140, 110  # columns of a terminal that has room for all, and fo
 _NOTES = (
     "top-1 %: as the recipe's source states it, px: of its training and test images. MACs: epochs x"
     " images x the model's multiply-adds, forward. timm and what is beyond: what timm measures of"
-    " the public weights, the other sets at the smaller size."
+    " the public weights, the other sets at the smaller size. *: it changes the model (make explain)."
 )
 
 
@@ -51,6 +51,8 @@ def _own_cells(score: Published, recipe: Recipe, cost: float) -> dict[str, str]:
     name = f"{recipe.name}.v{recipe.version}"
     if recipe.model and recipe.model.pretrained:
         name += " (from weights)"
+    if recipe.model and not recipe.model.is_plain:
+        name += " *"
     top1 = f"{score.top1_pct:g}" + (f" ± {score.std_pct:g}" if score.std_pct is not None else "")
     if score.dataset != "imagenet-1k":
         top1 += f" {score.dataset}"
@@ -98,7 +100,7 @@ def multiply_adds(
 def _gmacs(plan: Plan) -> float:
     """Billions of multiply-adds of one training image, of the model as the recipe changes it."""
     section = plan.recipe.model
-    if section is None or section.is_plain:
+    if section is None or (section.is_plain and section.layer_scale is None):
         with torch.device("meta"):
             model, _ = assembled(plan)
     else:  # parts are put where a forward pass finds them
