@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from rich.table import Table
 
+from trainer.base.commands import command
 from trainer.base.terminal import open_terminal
 from trainer.cli.recipe_list import AGAIN_ON
 from trainer.models.build import assembled, gmacs
@@ -14,10 +15,10 @@ from trainer.recipe.published import Published, measured_again, newest_path, sco
 from trainer.recipe.schema import Recipe, from_random_weights, load_recipe
 
 _WIDE, _MEDIUM = 140, 110  # columns of a terminal that has room for all, and for timm's scores
-_NOTES = (
+_NOTES = (  # {0}: the command explain
     "top-1 %: as the recipe's source states it, px: of its training and test images. MACs: epochs x"
     " images x the model's multiply-adds, forward. timm and what is beyond: what timm measures of"
-    " the public weights, the other sets at the smaller size. *: it changes the model (make explain)."
+    " the public weights, the other sets at the smaller size. *: it changes the model ({0})."
 )
 
 
@@ -44,7 +45,7 @@ def list_recipes_of(model: str) -> None:
     for row in rows:
         table.add_row(*(row.get(name, "") for name in names))
     out.print(table)
-    out.print(_NOTES, markup=False)
+    out.print(_NOTES.format(command("explain", recipe="...", model=model)), markup=False)
 
 
 def _own_cells(score: Published, recipe: Recipe, cost: float) -> dict[str, str]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.base.commands import command
 from trainer.base.errors import UserError, did_you_mean, printable
 from trainer.base.provenance import SHIPPED_ROOT
 from trainer.recipe.shipped import newest_recipe_paths, recipes_folder
@@ -114,7 +115,7 @@ def score_of_weights(weights: str) -> Published:
     near = did_you_mean(name, known) if not same else ""
     raise UserError(
         f"weights={printable(weights)}: not known to be of any recipe here{near}",
-        f"known of {model}: {_listed(same)}" if same else "make recipes lists the recipes",
+        f"known of {model}: {_listed(same)}" if same else f"{command('recipes')} lists the recipes",
     )
 
 

@@ -35,9 +35,24 @@ class PlainViT(VisionTransformer):
     dynamic_img_size: they are computed anew for other sizes of images.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        embed_dim: int = 384,
+        depth: int = 12,
+        num_heads: int = 6,
+        init_values: float | None = None,
+        dynamic_img_size: bool = False,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+    ) -> None:
         super().__init__(
-            **options, class_token=False, global_pool="avg", fc_norm=False, act_layer="gelu_tanh",
+            img_size, patch_size, in_chans, num_classes, "avg", embed_dim, depth, num_heads,
+            init_values=init_values, class_token=False, fc_norm=False, act_layer="gelu_tanh",
+            dynamic_img_size=dynamic_img_size, drop_rate=drop_rate, drop_path_rate=drop_path_rate,
             weight_init="jax",
         )  # fmt: skip
         positions = sincos_positions(*self.patch_embed.grid_size, self.embed_dim)
