@@ -9,6 +9,7 @@ import typer
 
 from trainer.ablation.threads import set_num_threads
 from trainer.base.errors import UserError, did_you_mean
+from trainer.base.memory import importing
 from trainer.base.plugins import load_plugins
 from trainer.base.settings import trackers_of
 from trainer.base.signals import StopRequest
@@ -74,7 +75,8 @@ def ablate(
         set_num_threads(runs, ablation, jobs or gpus or 1)
     with StopRequest() as stop:  # before the imports, which take seconds
         load_plugins(plugins)  # only now: a plugin may import torch, which reads how many threads
-        from trainer.ablation import start  # torch, likewise; and --help answers without it
+        with importing():
+            from trainer.ablation import start  # torch, likewise; and --help answers without it
 
         settings = {
             "device": device,

@@ -62,16 +62,25 @@ def check_data(
     measured = None
     if profile is not None or (folder is not None and data not in PROFILES):
         try:
-            measured = own_profile(known.name, **reports)
+            measured = _of_task(own_profile(known.name, **reports), known.task)
         except NoImages:
             if profile is not None:
                 raise
         else:
             _show_profile(out, measured, data, folder, profile, is_sound)
-    _show_class_weights(out, list(reports["train"].class_counts.values()))
+    if known.task is None:
+        _show_class_weights(out, list(reports["train"].class_counts.values()))
+    if page is not None and known.task is not None:
+        raise UserError(f"page={page}: shows classes of whole images", "leave page= out")
     if page is not None:
         _write_page(out, page, opened, reports, measured or known)
     return is_sound
+
+
+def _of_task(measured: Profile, task: str | None) -> Profile:
+    """The profile for a task; the adaptation and the majority are about classes of whole images."""
+    changes = {"task": task, "adapt": None, "majority_pct": None}
+    return measured if task is None else measured.model_copy(update=changes)
 
 
 def _write_page(
@@ -116,7 +125,8 @@ def _show_profile(
         where = f"written to {path}"
     elif path is not None:
         where = f"not written to {path}: mend the images that are listed, then the same command"
-    use = command("plan", recipe="A3", model="resnet18", data=to, data_dir=folder)
+    recipe = "A3" if made.task is None else f"<one for {made.task}>"
+    use = command("plan", recipe=recipe, model="resnet18", data=to, data_dir=folder)
     out.print(Text(f"data profile of these images ({where}), to be edited; then {use}"))
     out.print(Text(as_yaml(made).rstrip()))
     if made.adapt:
@@ -177,6 +187,11 @@ def write_data(
         )
     num_threads = max(1, worker_count(workers, auto=num_cores()))
     profile, console = find_profile(data, src), summary.console()
+    if profile.task is not None:
+        raise UserError(
+            f"data={data}: images for {profile.task}, of whose targets a .beton has no place",
+            "train from the folder itself",
+        )
     for split in ("train", "val"):
         images = open_set(profile, folder, split)
         with summary.progress(console, split, images.num_images) as advance:

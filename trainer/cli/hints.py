@@ -110,14 +110,14 @@ HINTS = {
     "nproc_per_node": "gpus={0}, or procs={0} on the CPU",
     "world_size": "gpus={0}, or procs={0} on the CPU",
     "sync_bn": "nothing: the recipe's batch.norm_images says over how many images statistics go",
-    "early_stopping": "nothing: a recipe has a fixed length, and the last epoch is the result",
-    "patience": "nothing: a recipe has a fixed length, and the last epoch is the result",
+    "early_stopping": 'set="early_stopping.patience_epochs=10"',
+    "patience": 'set="early_stopping.patience_epochs=10"',
     "log_interval": "nothing: progress is shown by time",
     **dict.fromkeys(
         ("freeze", "freeze_backbone", "freeze_layers", "freeze_body", "linear_probe"),
         'set="model.freeze={{all_but: [head]}}" (only the classifier trains)',
     ),
-    "channels_last": "nothing: on for a GPU, off on the CPU",
+    "channels_last": "nothing: on for a GPU, and on the CPU from 128 px on",
 }
 
 # Other programs' commands, and what does it here.

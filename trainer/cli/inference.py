@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from trainer.base.errors import UserError
+from trainer.base.memory import importing
 from trainer.base.signals import StopRequest
 from trainer.cli import options
 from trainer.cli.options import app, user_errors
@@ -32,6 +33,7 @@ Interpolation = Annotated[
 ]
 
 
+@importing()
 def _commands():
     from trainer.cli import inference_commands  # torch, timm: only once options are parsed
 
@@ -62,24 +64,19 @@ def predict(
     runs: options.Runs = Path("runs"),
     again: Annotated[bool, typer.Option(help="Overwrite a file of answers.")] = False,
 ) -> None:
-    """Write a model's best classes for every image of a folder, with their probabilities (softmax).
-    Rerun the same command to resume.
+    """Write a model's best classes for every image of a folder, with their probabilities (softmax);
+    of a run of segmentation masks and overlays, into the folder <out> without its ending. Rerun the
+    same command to resume.
     """
     with StopRequest() as stop:
         commands = _commands()
-        commands.predict(
-            commands.Asked(run, model, weights, runs, test_px, crop, interpolation).at_one_size()[
-                0
-            ],
-            images,
-            out,
-            top_k,
-            batch,
-            commands.make_settings(device, precision, workers),
-            sheet,
-            again,
-            stop.check,
-        )
+        asked = commands.Asked(run, model, weights, runs, test_px, crop, interpolation)
+        settings = commands.make_settings(device, precision, workers)
+        if (folder := asked.folder_of_pictures()) is not None:
+            commands.predict_pictures(folder, images, out, settings, again, stop.check)
+            return
+        classifier = asked.at_one_size()[0]
+        commands.predict(classifier, images, out, top_k, batch, settings, sheet, again, stop.check)
 
 
 @app.command("eval")

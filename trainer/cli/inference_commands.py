@@ -23,6 +23,7 @@ from trainer.inference.images import (
     find_labelled,
     labelled_batches,
 )
+from trainer.inference.pictures import answers_with_pictures, write_pictures
 from trainer.inference.predict import check_format
 from trainer.inference.predict import predict as run_prediction
 from trainer.inference.quality import judge
@@ -33,7 +34,9 @@ from trainer.runs.rescore import data_of_run
 from trainer.runs.results import read_row_file
 from trainer.runs.run_folder import find_run_folder
 
-__all__ = ["Asked", "evaluate", "make_settings", "predict"]
+__all__ = ["Asked", "evaluate", "make_settings", "predict", "predict_pictures"]
+
+_MOST_LINES = 20  # about single images
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,17 @@ class Asked:
     test_px: str
     crop: float | None
     interpolation: str
+
+    def folder_of_pictures(self) -> Path | None:
+        """The folder of the run, if its answers are pictures. Raises UserError."""
+        if not self.run or self.model or self.weights:
+            return None
+        folder = find_run_folder(self.run, self.runs)
+        if not answers_with_pictures(folder):
+            return None
+        if self.test_px or self.crop or self.interpolation:
+            raise UserError(f"run={self.run}: is asked as it was evaluated", "leave test_px= out")
+        return folder
 
     def at_one_size(self) -> tuple[Classifier, Path | None]:
         """The model and its run's folder, where it is of one. Raises UserError."""
@@ -113,6 +127,32 @@ def predict(
         except OSError as error:
             raise UserError(f"{sheet}: cannot be written ({why(error)})", "use sheet=0") from None
         console.print(f"picture  {sheet}", markup=False)
+
+
+def predict_pictures(
+    folder: Path,
+    images: Path,
+    out: Path,
+    settings: Settings,
+    again: bool,
+    check: Callable[[], None],
+) -> None:
+    """Write a run's pictures of every image into a folder and say where. Raises UserError."""
+    out, console = out.with_suffix(""), summary.console()
+    if out.exists() and not again:
+        raise UserError(f"{out}: is there already", "use again=1, or out=<another folder>")
+    paths = find_images(images)
+    with summary.progress(console, "images", len(paths)) as bar, algorithms_kept():
+        set_algorithms(settings)
+
+        def each(number: int) -> None:
+            check()
+            bar(number)
+
+        lines = write_pictures(folder, paths, images, settings, out, each)
+    for line in lines[:_MOST_LINES]:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.print(f"pictures  {out}: of {len(lines):,} images", markup=False)
 
 
 def evaluate(

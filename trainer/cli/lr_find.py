@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from trainer.base.memory import importing
 from trainer.base.signals import StopRequest
 from trainer.cli import options
 from trainer.cli.options import app, user_errors, with_weights
@@ -61,7 +62,8 @@ def lr_find(
     with (
         StopRequest() as stop
     ):  # signals count from here on; the import below takes seconds (torch)
-        from trainer.cli.lr_find_ranks import find_on_ranks  # torch takes seconds
+        with importing():
+            from trainer.cli.lr_find_ranks import find_on_ranks  # torch takes seconds
 
         machine = {"precision": precision, "workers": workers, "runs": runs, "results": results}
         request = ramp, low, high, steps, seeds, curve

@@ -71,7 +71,9 @@ Weights = Annotated[
         "timm:resnet50.a1_in1k; recorded with their sha256."
     ),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Device = Annotated[
+    str, typer.Option(help="auto, cpu, cuda[:N], xpu[:N] or mps (the last two untried).")
+]
 Precision = Annotated[
     str,
     typer.Option(
@@ -99,7 +101,11 @@ Stores = Annotated[
     ),
 ]
 MetricName = Annotated[
-    str, typer.Option("--metric", help="top1, top5, loss or ema (top-1 of the weight average).")
+    str,
+    typer.Option(
+        "--metric",
+        help="top1 (a task's main score), top5, loss, ema (top-1 of the weight average) or mIoU.",
+    ),
 ]
 AgainFlag = Annotated[
     bool, typer.Option("--again/--no-again", help="Start a new run where the row exists already.")

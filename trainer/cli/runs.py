@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from trainer.base.errors import printable
+from trainer.base.memory import importing
 from trainer.base.plugins import load_plugins
 from trainer.base.settings import check_loader, trackers_of
 from trainer.base.signals import StopRequest
@@ -17,6 +18,7 @@ from trainer.cli.options import app, user_errors, with_weights
 RunName = Annotated[str, typer.Option(help="A run's name, or its folder.")]
 
 
+@importing()
 def _commands():
     from trainer.cli import run_commands  # torch, timm, pydantic: only once options are parsed
 

@@ -273,7 +273,7 @@ def print_comparison(out: Console, a: Row, b: Row, runs: Path) -> None:
         out.print(_differences_table(differing))
     else:
         out.print("the rows differ only in name and date")
-    has_scores = None not in (a.top1_pct, b.top1_pct)
+    has_scores = None not in (a.main_pct, b.main_pct)
     if has_scores and a.data_fingerprint == b.data_fingerprint:
         size = a.num_val_images
         out.print(
@@ -290,7 +290,10 @@ def print_comparison(out: Console, a: Row, b: Row, runs: Path) -> None:
             out.print(f"{letter}: no curves, {path} not found", style="dim", markup=False)
         else:
             curves[letter] = found
-    for title, kind in (("val top-1 %", "val_top1"), ("training loss, nats", "train_loss")):
+    for title, kind in (
+        (f"val {a.main_label} %", "val_top1"),
+        ("training loss, nats", "train_loss"),
+    ):
         _print_plot(out, title, {name: getattr(line, kind) for name, line in curves.items()})
 
 

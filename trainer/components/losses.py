@@ -246,6 +246,37 @@ class CrossEntropy(ImageLoss):
         _check_weights(self.class_weights, plan.profile.num_classes)
 
 
+class Dice(ImageLoss):
+    """How little the predicted shares of each class overlap with the targets, of all rows at once.
+
+    Called with the logits and the soft targets of one micro-batch, of pixels where the task is
+    segmentation:
+        logits   [N, K] float, unnormalized scores
+        targets  [N, K] float in [0, 1], rows summing to 1
+    gives a scalar in the targets' dtype: 1 minus the mean over classes of 2 * sum(p * t) / (sum(p)
+    + sum(t)), p the softmax of the logits; plus `loss`, where there is one, in nats.
+
+    smooth: added to both sides of the fraction, so that a class that is nowhere counts as met.
+    loss: of the same logits and targets; absent, the overlap alone.
+
+    Source: Milletari et al. 2016, arXiv:1606.04797, whose denominator has squares; without them as
+    in MONAI and segmentation_models.pytorch.
+    """
+
+    name: Literal["dice"] = "dice"
+    is_linear: ClassVar[bool] = False
+    smooth: Positive
+    loss: ImageLoss | None = None
+    example: ClassVar[dict[str, Any]] = {"smooth": 1.0, "loss": {"name": "ce"}}
+
+    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The loss of one micro-batch: logits and targets [N, K] to a scalar."""
+        shares = logits.to(targets.dtype).softmax(1)
+        overlap = 2 * (shares * targets).sum(0) + self.smooth
+        dice = 1 - (overlap / (shares.sum(0) + targets.sum(0) + self.smooth)).mean()
+        return dice if self.loss is None else dice + self.loss(logits, targets)
+
+
 class JensenShannon(Loss):
     """A loss of the plain images, and how much the answers differ between splits that are augmented
     differently.

@@ -34,6 +34,8 @@ _GREY, _SOLARIZE = OPERATIONS.index("color"), OPERATIONS.index("solarize")
 class _InTurn(FromOperations):
     """Draws rounds of operations that move no pixels."""
 
+    keeps_places: ClassVar[bool] = True
+
     def apply(self, images: Tensor, drawn: dict[str, Tensor], fill: tuple[int, ...]) -> Tensor:
         """The changed images, [B, C, H, W] uint8 as before. `fill` is not used."""
         operation, argument = drawn["operation"], drawn["argument"]
@@ -170,6 +172,7 @@ class GaussianBlur(OfPixels):
     radius_px: Radii
     kernel_px: Annotated[int, Field(ge=3, le=255), AfterValidator(_odd)] | None = None
     purpose: ClassVar[str] = "gaussian_blur"
+    keeps_places: ClassVar[bool] = True
     example: ClassVar[dict[str, Any]] = {"share": 0.5, "radius_px": (0.1, 2.0)}
 
     def check(self, plan) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,9 +20,10 @@ from trainer.data.datasets.builtin import (
     open_beton_set,
     open_set,
 )
+from trainer.data.datasets.layouts import TargetSet, layout_of
 from trainer.data.datasets.packed import holds_files
 from trainer.data.datasets.split import split_of
-from trainer.data.evaluation import EvaluationStream, evaluation_batches
+from trainer.data.evaluation import evaluation_batches
 from trainer.data.jpeg import decoder_name
 from trainer.data.loader import MicroBatch, TrainStream
 from trainer.data.prefetcher import prefetched
@@ -93,6 +94,8 @@ class OpenedData:
         """What the validation images are, for the row: "val", and by which rule where the command
         split made it; "test" or "valid" where those stand for it.
         """
+        if isinstance(self.val, TargetSet):
+            return self.val.stand_in or "val"
         if not isinstance(self.val, FolderSet):
             return "val"
         return self.val.index.stand_in or split_of(self.val.index.folder.parent)
@@ -192,13 +195,14 @@ class OpenedData:
             if settings.device == "cpu" and settings.num_workers
             else None,
             assigned=plan.assignment(ranks.rank, ranks.world_size),
+            targets=plan.recipe.of_task.targets,
         )
 
     def val_batches(
         self, plan, settings, ranks: Ranks = alone(), watch: Watch = Watch()
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Every validation image once, in order; several ranks share the batches, without
-        padding.
+        """Every validation image once, in order, with its target; several ranks share the batches,
+        without padding.
         """
         return evaluation_batches(
             self._evaluation_stream(plan),
@@ -209,15 +213,8 @@ class OpenedData:
             watch,
         )
 
-    def _evaluation_stream(self, plan) -> EvaluationStream:
-        image = plan.recipe.image
-        return EvaluationStream(
-            self.val,
-            test_px=image.test_px,
-            test_crop_share=image.test_crop_share,
-            interpolation=image.test_interpolation,
-            batch_images=EVALUATION_IMAGES,
-        )
+    def _evaluation_stream(self, plan) -> Sequence:
+        return plan.recipe.of_task.evaluation_stream(self.val, plan, EVALUATION_IMAGES)
 
 
 def _stream_of(loader: str) -> type[TrainStream]:
@@ -236,6 +233,11 @@ def open_data(profile, data_dir: Path | None, in_beton: bool = False) -> OpenedD
 
     Raises DataError where they are not found or do not match the profile.
     """
+    layout = layout_of(data_dir)
+    if layout is not None and not in_beton:
+        return OpenedData(
+            *(layout.open_set(profile, data_dir, split) for split in ("train", "val"))
+        )
     if in_beton or (has_betons(data_dir) and not holds_files(data_dir)):
         return OpenedData(*(open_beton_set(profile, data_dir, split) for split in ("train", "val")))
     return OpenedData(open_set(profile, data_dir, "train"), open_set(profile, data_dir, "val"))

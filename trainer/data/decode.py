@@ -311,6 +311,15 @@ def evaluation_square(
     return image.crop(kept).tobytes()
 
 
+def whole_image(image: Image.Image | Planes, short_px: int, interpolation: str) -> np.ndarray:
+    """All of an image, its shorter side resized to short_px: [h, w, C] uint8."""
+    shorter = min(image.size)
+    width, height = (max(1, int(short_px * side / shorter)) for side in image.size)
+    if image.size != (width, height):
+        image = _resized(image, (width, height), RESAMPLING[interpolation])
+    return np.frombuffer(image.tobytes(), np.uint8).reshape(height, width, -1)
+
+
 def stack_squares(squares: list[bytes], side_px: int) -> np.ndarray:
     """Squares of the same size and channels as one array [B, side_px, side_px, C] uint8."""
     return np.frombuffer(bytearray().join(squares), np.uint8).reshape(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,14 +55,14 @@ def never_skipped(error: BadImage) -> BadImage:
 
 
 def evaluation_batches(
-    stream: EvaluationStream,
+    stream: Sequence[tuple[Tensor, Tensor] | BadImage],
     workers: int | Started,
     device: str,
     rank: int = 0,
     num_ranks: int = 1,
     watch: Watch = Watch(),
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(images [B, C, px, px] uint8, labels [B] int64) of one pass; pinned where the device is a
+    """(images [B, C, H, W] uint8, targets [B, ...]) of one pass; pinned where the device is a
     GPU. workers: as of items_of.
 
     A rank gets every num_ranks-th batch from the rank-th on: a batch is the same however many ranks

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainer.base.devices import kind_of, sum_dtype
 from trainer.base.errors import UserError
 from trainer.base.settings import Settings
 from trainer.components.optimizers import param_groups
@@ -68,12 +69,11 @@ class Progress:
             setattr(self, name, saved.get(name, default))
 
 
-def as_it_runs(model: nn.Module, settings: Settings) -> nn.Module:
-    """A model, changed in place to how a run with these settings computes it."""
+def as_it_runs(model: nn.Module, settings: Settings, px: int) -> nn.Module:
+    """A model, changed in place to how a run with these settings computes it on images of px."""
+    is_last = settings.is_channels_last(px)
     model.to(settings.device)
-    model.to(
-        memory_format=torch.channels_last if settings.channels_last else torch.contiguous_format
-    )
+    model.to(memory_format=torch.channels_last if is_last else torch.contiguous_format)
     if settings.device == "cpu":
         leave_out_padding_taps(model)
     if settings.half_group_norm:
@@ -120,12 +120,12 @@ class TrainingState:
         self.plan, self.settings, self.ranks = plan, settings, ranks
         model, replacements = assemble(plan)
         self.is_head_loaded = is_head_loaded(model, replacements)
-        self.model = as_it_runs(model, settings)
+        self.model = as_it_runs(model, settings, plan.recipe.image.train_px)
         groups = param_groups(self.model, plan.recipe.optimizer)
         self.optimizer = plan.recipe.optimizer.build(groups, lr=plan.recipe.lr.peak)
         self.average = plan.recipe.average.start(self.model) if plan.recipe.average else None
         self.scaler = torch.amp.GradScaler(
-            settings.device.split(":")[0], enabled=settings.precision == "fp16"
+            kind_of(settings.device), enabled=settings.precision == "fp16"
         )
         self.step_statistics = StepStatistics(
             self.model,
@@ -161,7 +161,7 @@ class TrainingState:
         self.progress = Progress()
         # the device's running sum of losses: read only where a line is written, so that no step
         # waits for it
-        self.loss_sum = torch.zeros((), dtype=torch.float64, device=settings.device)
+        self.loss_sum = torch.zeros((), dtype=sum_dtype(settings.device), device=settings.device)
         self.notes: list[tuple[str, str | None]] = []
         if settings.device.startswith("cuda") and (reason := why_not(self.loss_sum.device)):
             self.notes.append((f"augmentation by many small operations: {reason}", None))

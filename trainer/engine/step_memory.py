@@ -54,7 +54,8 @@ def step_memory(plan: Plan, settings: Settings, model: nn.Module) -> StepMemory:
     Runs a forward pass of tensors that have a shape, a type and a device, but no values.
     """
     with FakeTensorMode(allow_fallback_kernels=False):  # which would compute
-        fake = _fake(model, settings.device, settings.channels_last)
+        is_last = settings.is_channels_last(plan.recipe.image.train_px)
+        fake = without_values(model, settings.device, is_last)
         weights = _num_bytes(chain(fake.parameters(), fake.buffers()))
         activations = _activation_bytes(plan, settings, fake)
     return StepMemory(
@@ -73,7 +74,7 @@ def _part_images(plan: Plan) -> int:
     return -(-own_images // pieces_at(plan, 1, 0))
 
 
-def _fake(model: nn.Module, device: str, channels_last: bool = False) -> nn.Module:
+def without_values(model: nn.Module, device: str, channels_last: bool = False) -> nn.Module:
     """A copy whose tensors hold no values, as on a device. Within a FakeTensorMode."""
     memo = {}
     for one in chain(model.parameters(), model.buffers()):
@@ -96,9 +97,9 @@ def _activation_bytes(plan: Plan, settings: Settings, model: nn.Module) -> int |
     recipe, profile, images_px = plan.recipe, plan.profile, plan.recipe.image.train_px
     splits, each, device = recipe.augment_splits or 1, _part_images(plan), settings.device
     images = torch.empty(splits * each, profile.channels, images_px, images_px, device=device)
-    if settings.channels_last:
+    if settings.is_channels_last(images_px):
         images = images.contiguous(memory_format=torch.channels_last)
-    targets = torch.empty(each, profile.num_classes, device=device)
+    targets = task_of(plan, settings).blank_targets(each, device)
     own = {id(one.untyped_storage()) for one in chain(model.parameters(), model.buffers())}
     kept: dict[int, torch.UntypedStorage] = {}  # a storage that is alive keeps its id to itself
 
@@ -141,7 +142,7 @@ def _in_precision(model: nn.Module, settings: Settings, images: Tensor) -> Tenso
 def _state_bytes(rule: Optimizer, model: nn.Module) -> int | None:
     """What an optimizer keeps after its first step, on any device the same."""
     with FakeTensorMode():
-        fake = _fake(model, "cpu")
+        fake = without_values(model, "cpu")
         optimizer = rule.build(param_groups(fake, rule), lr=1.0)
         for weight in fake.parameters():
             weight.grad = torch.empty_like(weight) if weight.requires_grad else None

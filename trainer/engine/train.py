@@ -54,6 +54,8 @@ def train(state: TrainingState, data: OpenedData, run: NullRun | None = None) ->
             if progress.step == 0:
                 loader = run.first_batch(loader, data.classes)
             for step in range(progress.step, plan.num_steps):
+                if run.ends_early():
+                    break
                 run.start_step(step)
                 with timer, explained(state):
                     state.loss_sum += optimizer_step(state, loader, step)
@@ -136,7 +138,7 @@ def add_gradients(state: TrainingState, loader: Iterator, step: int) -> tuple[to
     plan, task = state.plan, state.task
     own, number_each = own_micro_batches(state, step), num_pieces(state, step)
     num_own, place, num_replaced = len(own) * number_each, 0, 0
-    total = torch.zeros((), dtype=torch.float64, device=state.settings.device)
+    total = torch.zeros((), dtype=state.loss_sum.dtype, device=state.settings.device)
 
     def passes(inputs: torch.Tensor, targets: torch.Tensor, share: float) -> torch.Tensor:
         loss = task.loss(state.model, inputs, targets) * share
@@ -207,7 +209,7 @@ def evaluate_epoch(state: TrainingState, data: OpenedData, run: NullRun) -> bool
         return False
     for which, of_weights in scores.items():
         run.logger.scores(progress.step, progress.step // plan.steps_per_epoch, which, of_weights)
-    progress.scores = {which: vars(of_weights) for which, of_weights in scores.items()}
+    progress.scores = {which: of_weights.record() for which, of_weights in scores.items()}
     progress.evaluated_step = progress.step
     run.evaluated()
     return True

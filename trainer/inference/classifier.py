@@ -72,7 +72,8 @@ class Classifier:
 
     def on(self, settings: Settings) -> Classifier:
         """The same on a run's device, in its memory format."""
-        memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
+        is_last = settings.is_channels_last(self.image.test_px)
+        memory_format = torch.channels_last if is_last else torch.contiguous_format
         model = self.model.to(settings.device).to(memory_format=memory_format)
         return replace(self, model=model)
 
@@ -90,9 +91,16 @@ class Classifier:
 
 
 def of_run(folder: Path) -> Classifier:
-    """The trained model of a finished run. Raises PlanError where there is none."""
-    model = open_model(folder)
+    """The trained model of a finished run. Raises PlanError where there is none, or it names no
+    classes of whole images.
+    """
     recipe, facts = recipe_of(folder)
+    if recipe.of_task.answers_with_pictures:
+        raise PlanError(
+            f"{folder}: a run of {recipe.of_task.name}, whose model names no class of an image",
+            "use predict without other sizes, or eval with run= alone",
+        )
+    model = open_model(folder)
     image, profile = recipe.image, facts["profile"]
     found = ImageFacts(
         profile["channels"],

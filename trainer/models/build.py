@@ -74,6 +74,7 @@ def assemble(plan: Plan) -> tuple[nn.Module, tuple[Replacement, ...]]:
         torch.manual_seed(streams.torch_seed(plan.seed, "weights"))
         model, replacements = assembled(plan)
         replacements += initialize_weights(model, plan.recipe.model, plan.profile.num_classes)
+        model = plan.recipe.of_task.model_of(plan, model)
         _check_sizes(plan, model)
         _check_sample(plan, model)
         _check_joined(plan, model)
@@ -85,9 +86,11 @@ def assemble(plan: Plan) -> tuple[nn.Module, tuple[Replacement, ...]]:
 
 
 def assembled(plan: Plan) -> tuple[nn.Module, tuple[Replacement, ...]]:
-    """The same without forking: initialized from torch's global generator as it stands."""
+    """The timm model with the recipe's parts, before its task makes a model of it: initialized from
+    torch's global generator as it stands.
+    """
     section, image_px = plan.recipe.model, plan.recipe.image.train_px
-    options = _model_options(plan) | size_options(plan)
+    options = _model_options(plan) | size_options(plan) | plan.recipe.of_task.model_options()
     parts = [] if section is None else [part for _, part in section.parts()]
     layer_scale = options.get("ls_init_value")
     if layer_scale is not None and not takes_option(plan.model, ls_init_value=layer_scale):
@@ -383,7 +386,8 @@ def create_model(model: str, num_classes: int, channels: int, options: dict[str,
             rest = {name: value for name, value in options.items() if name != "zero_init_last"}
             return create_model(model, num_classes, channels, rest)
         recipe_keys = {theirs: f"model.{ours}" for ours, theirs in _OPTIONS.items()} | {
-            "drop_path_rate": "drop_path"
+            "drop_path_rate": "drop_path",
+            "output_stride": "task.output_stride",
         }
         for theirs, ours in recipe_keys.items():
             if theirs in refused:

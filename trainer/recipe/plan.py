@@ -169,6 +169,7 @@ def make_plan(
     Raises PlanError where batch, micro-batch, world and data set do not multiply out, UserError
     where a component does not fit the rest (see Component.check).
     """
+    recipe.of_task.check_data(profile)
     batch = recipe.batch
     num_micro_batches = batch.images // recipe.images_together
     if not 0 <= seed < 2**32:

@@ -19,12 +19,13 @@ from trainer.components.learning_rate import LearningRate
 from trainer.components.losses import Loss
 from trainer.components.mixing import Mixing
 from trainer.components.optimizers import Optimizer
+from trainer.components.task import TaskSection, default_task
 from trainer.models.spec import Model
 from trainer.recipe import tree
 from trainer.recipe.check import check, label_of, refuse
 from trainer.recipe.load import Positions, load_yaml
 from trainer.recipe.overrides import Deviation, overridden, overrides_of
-from trainer.recipe.sections import Batch, Image, PreciseNorm, Score
+from trainer.recipe.sections import Batch, EarlyStopping, Image, PreciseNorm, Score
 from trainer.recipe.tree import ABOUT
 
 InnerShare = Annotated[float, Field(gt=0, lt=1)]
@@ -36,7 +37,8 @@ _STAGES = ("decode", "pixels", "normalized")
 class Recipe(StrictModel):
     """One recipe: what the source does, from data to score. An absent key means off.
 
-    adapted_to: the profile that a run's own recipe.yaml has been adapted to: the same profile
+    task: what is learned; absent, one class for each image (classification). adapted_to: the
+    profile that a run's own recipe.yaml has been adapted to: the same profile
     leaves it as it is. per_model: the lines that the source gives to single models, by timm's exact
     name. assumed: what the source does not state, by dotted path, each with what was chosen and
     why. unconfirmed: what a reading of the sources left open, a sentence each, also about the
@@ -49,6 +51,7 @@ class Recipe(StrictModel):
     version: Annotated[int, Field(ge=1, le=9999)]
     title: str
     source: str
+    task: TaskSection | None = None
     epochs: Annotated[int, Field(ge=1, le=10_000)]
     batch: Batch
     lr: LearningRate
@@ -63,6 +66,7 @@ class Recipe(StrictModel):
     drop_path: InnerShare | None = None
     average: WeightAverage | None = None
     precise_norm: PreciseNorm | None = None
+    early_stopping: EarlyStopping | None = None
     model: Model | None = None
     adapted_to: str | None = None
     assumed: dict[str, str] = {}
@@ -117,6 +121,11 @@ class Recipe(StrictModel):
             sizes = range(min(self.mix.images, images), 1, -1)
             fix["mix.images"] = next((n for n in sizes if images % n == 0), None)
         return fix
+
+    @property
+    def of_task(self) -> TaskSection:
+        """The recipe's task; classification where it names none."""
+        return self.task or default_task()
 
     @property
     def images_together(self) -> int:

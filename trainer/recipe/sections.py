@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -93,6 +94,23 @@ class PreciseNorm(StrictModel):
     """
 
     images: Annotated[int, Field(ge=2, le=1 << 20)]
+
+
+class EarlyStopping(StrictModel):
+    """The run ends after the first evaluation whose score and those of patience_epochs before it
+    were no better than an earlier one.
+
+    The images that score a run then also choose its end, and the schedule does not come to its end:
+    no recipe of the literature here does so, and a row of such a run has it among its deviations.
+    """
+
+    patience_epochs: Annotated[int, Field(ge=1, le=10_000)]
+
+    def is_over(self, curve: Mapping[int, float]) -> bool:
+        """curve: the main score by epoch, of all evaluations so far."""
+        return bool(curve) and max(curve) - max(curve, key=curve.__getitem__) >= (
+            self.patience_epochs
+        )
 
 
 class Image(StrictModel):

@@ -68,6 +68,8 @@ def timm_facts(plan: Plan, classes: tuple[str, ...]) -> dict:
 def is_timms(plan: Plan) -> bool:
     """Does timm alone build this model, so that its local-dir: opens the run folder?"""
     section = plan.recipe.model
+    if not plan.recipe.of_task.is_timms:
+        return False
     if section is None:
         return True
     return section.is_plain and (

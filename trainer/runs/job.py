@@ -36,7 +36,7 @@ from trainer.base.signals import StopRequest
 from trainer.data.check import check_headers
 from trainer.data.dataset import OpenedData
 from trainer.data.index import DataError
-from trainer.data.profile import find_profile, majority_pct
+from trainer.data.profile import find_profile
 from trainer.distributed.communicator import Ranks, alone
 from trainer.engine.micro_batches import norm_images_used
 from trainer.models.build import gmacs, num_parameters
@@ -565,7 +565,8 @@ def deviation_of_head(state) -> tuple[RowDeviation, ...]:
     """Of a row: pretrained weights had no classifier of this shape, so it started anew."""
     section = state.plan.recipe.model
     pretrained = section and section.pretrained
-    if not pretrained or pretrained.head == "new" or state.is_head_loaded:
+    is_timms = state.plan.recipe.of_task.is_timms  # else there is no classifier to be loaded
+    if not pretrained or pretrained.head == "new" or state.is_head_loaded or not is_timms:
         return ()
     path = "model.pretrained.head"
     return (RowDeviation(path=path, before="kept", after="new", origin="weights"),)
@@ -577,12 +578,14 @@ def make_row(
     """The row of an outcome."""
     state, recipe = outcome.state, plan.recipe
     progress = state.progress
-    scores = progress.scores.get(state.scored, {}) if outcome.status == "finished" else {}
-    other = (
-        progress.scores.get("model")
-        if state.scored == "average"
-        else progress.scores.get("average")
-    )
+    records = progress.scores if outcome.status == "finished" else {}
+    found = {which: state.task.restored(record) for which, record in records.items()}
+    scores = found.pop(state.scored, None)
+    other = next(iter(found.values()), None)
+    percentages = scores.percentages() if scores else {}
+    majority_pct = state.task.majority_pct(data.train, data.val)
+    by_epoch = whole_curve(outcome.run.curve, progress.step // plan.steps_per_epoch)
+    is_counted = recipe.of_task.is_counted
     program = provenance.running_program()
     return Row(
         run=name,
@@ -607,12 +610,18 @@ def make_row(
         plugins=dict(plan.plugins),
         status=outcome.status,
         scored=state.scored,
-        top1_pct=_percent(scores, "num_top1"),
-        top5_pct=_percent(scores, "num_top5"),
-        loss_nats=scores.get("loss_nats"),
-        other_top1_pct=_percent(other, "num_top1"),
-        num_top1_by_epoch=whole_curve(outcome.run.curve, progress.step // plan.steps_per_epoch),
-        majority_pct=round(majority_pct(data.train.labels, data.val.labels), 4),
+        task=recipe.of_task.name,
+        top1_pct=percentages.get("top1_pct"),
+        top5_pct=percentages.get("top5_pct"),
+        scores_pct={name: one for name, one in percentages.items() if name not in Row.model_fields},
+        class_pct=dict(zip(data.classes, scores.of_classes() if scores else (), strict=False)),
+        loss_nats=scores.loss_nats if scores else None,
+        other_top1_pct=other.main_pct if other else None,
+        num_top1_by_epoch=tuple(round(one * plan.profile.num_val / 100) for one in by_epoch)
+        if is_counted
+        else (),
+        score_by_epoch_pct=() if is_counted else by_epoch,
+        majority_pct=None if majority_pct is None else round(majority_pct, 4),
         num_val_images=plan.profile.num_val,
         num_replaced_images=progress.num_replaced,
         epochs=recipe.epochs,
@@ -647,7 +656,3 @@ def make_row(
         dirty=program.dirty,
         finished_utc=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-
-
-def _percent(scores: dict | None, count: str) -> float | None:
-    return 100 * scores[count] / scores["num_images"] if scores else None

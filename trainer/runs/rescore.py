@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from trainer.recipe.plan import PlanError
 from trainer.runs.export import weights_digest
 from trainer.runs.results import Row, read_row_file
 from trainer.runs.run_folder import open_model, plan_of_run, recipe_of
-from trainer.tasks import ClassificationScores
+from trainer.tasks import Scores
 
 
 def most_moved(row: Row, settings: Settings) -> int:
@@ -34,9 +35,15 @@ def most_moved(row: Row, settings: Settings) -> int:
     return 0 if is_repeated else max(1, row.num_val_images // 1000)
 
 
-def rescore(
-    folder: Path, settings: Settings, data_dir: Path | None
-) -> tuple[Row, ClassificationScores, str]:
+def images_off(row: Row, scores: Scores) -> int:
+    """By how many images of the row's a score differs from its own, at least; of one that is no
+    share of images, as many as would make that share.
+    """
+    points = abs(scores.main_pct - row.main_pct) if row.main_pct is not None else 100.0
+    return math.ceil(points * row.num_val_images / 100 - 1e-6)
+
+
+def rescore(folder: Path, settings: Settings, data_dir: Path | None) -> tuple[Row, Scores, str]:
     """The row of a run folder, and of its exported weights the scores on the validation images of
     now and the digest.
 

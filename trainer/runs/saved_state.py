@@ -7,7 +7,6 @@ end in a traceback later, or in a row that says what was never measured.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Annotated, Any
 
 import torch
@@ -97,14 +96,13 @@ def _check_progress(progress: SavedProgress, step: int, state: TrainingState) ->
     if set(progress.scores) != names:
         raise ValueError(f"progress.scores are of {', '.join(progress.scores) or 'nothing'}"[:200])
     task, num_images = task_of(plan, state.settings), plan.profile.num_val
-    kind: Any = task.scores((0.0,) * task.num_sums, num_images)
     for name, scores in progress.scores.items():
-        if set(scores) != set(asdict(kind)):
-            raise ValueError(f"progress.scores.{name} has {', '.join(scores)}"[:200])
-        counts = [scores[name] for name in kind.counts()]
-        is_growing = counts == sorted(counts) and counts[0] >= 0 and counts[-1] == num_images
-        if not is_growing or not all(count.is_integer() for count in counts):
-            raise ValueError(f"progress.scores.{name} counts {counts} of {num_images} images"[:200])
+        try:
+            found = task.restored(scores)
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"progress.scores.{name}: {error}"[:200]) from None
+        if found.record() != scores or found.num_images != num_images:
+            raise ValueError(f"progress.scores.{name} are no scores of {num_images} images"[:200])
 
 
 def _check_tensors(what: str, saved: Any, own: Mapping[str, torch.Tensor]) -> None:

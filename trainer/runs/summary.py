@@ -12,8 +12,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from trainer.base.commands import command
+from trainer.base.devices import is_tried
 from trainer.base.plural import counted
-from trainer.base.settings import Settings, unused_accelerator
+from trainer.base.scores import score_label
+from trainer.base.settings import Settings
 from trainer.base.tensorboard import tensorboard_command
 from trainer.base.terminal import open_terminal
 from trainer.components.optimizers import param_groups
@@ -39,7 +41,7 @@ from trainer.recipe.schema import Recipe
 from trainer.runs.best_weights import BEST_FILE
 from trainer.runs.export import is_timms
 from trainer.runs.job import deviation_of_data, deviation_rows
-from trainer.runs.rescore import most_moved
+from trainer.runs.rescore import images_off, most_moved
 from trainer.runs.results import Row, row_path, touches_result
 
 # optimizer steps at the peak rate: with fewer, a third and more of BatchNorm's running statistics
@@ -81,9 +83,12 @@ def plan_in_brief(
         workers = counted(settings.num_workers, "worker")
     threads = counted(settings.num_threads, "thread")
     out.print(f"{settings.device}, {settings.precision}, {threads}, {workers}")
-    idle = unused_accelerator(settings.device)
-    if idle:
-        out.print(f"note: this machine's {idle} is not used: a run is on its CPU", style="yellow")
+    if not is_tried(settings.device):
+        out.print(
+            f"note: device={settings.device} is untried: no run of ours has been made on one;"
+            " device=cpu trains without it",
+            style="yellow",
+        )
     precision_note(out, plan, settings.precision)
 
 
@@ -424,15 +429,17 @@ def row(out: Console, row: Row, settings: Settings, plan: Plan) -> None:
         else ""
     )
     out.print(f"run    {row.run}", markup=False)
+    has_top5 = plan.profile.num_classes > 5  # else it says nothing
+    more = {name: one for name, one in row.percentages.items() if has_top5 or name != "top5_pct"}
     out.print(
-        f"top-1  {row.top1_pct:.2f} %{other}"
-        + (f"  top-5 {row.top5_pct:.2f} %" if plan.profile.num_classes > 5 else "")
+        f"{row.main_label}  {row.main_pct:.2f} %{other}"
+        + "".join(f"  {score_label(name)} {one:.2f} %" for name, one in list(more.items())[1:])
         + f"  of {row.num_val_images} val images"
         + ("" if row.majority_pct is None else f"  (majority class {row.majority_pct:.1f} %)"),
         style="bold",
     )
-    if row.best_epoch is not None and row.num_top1_by_epoch:
-        best_pct = 100 * row.num_top1_by_epoch[row.best_epoch - 1] / row.num_val_images
+    if row.best_epoch is not None and row.by_epoch_pct:
+        best_pct = row.by_epoch_pct[row.best_epoch - 1]
         out.print(
             f"best   epoch {row.best_epoch} had {best_pct:.2f} %, chosen on val and so no result:"
             f" {settings.runs / row.run / BEST_FILE}",
@@ -473,12 +480,14 @@ def rescored(out: Console, row: Row, scores, digest: str, settings: Settings) ->
     was found? And are the weights the row's? digest: of those found.
     """
     most = most_moved(row, settings)
-    off = abs(scores.num_top1 - round(row.top1_pct * row.num_val_images / 100))
+    off = images_off(row, scores)
     is_same = scores.num_images == row.num_val_images and off <= most
-    for name, found in (("row", row), ("now", scores)):
-        top5 = f"  top-5 {found.top5_pct:.4f} %" if scores.has_top5 else ""
-        num_images = row.num_val_images if found is row else scores.num_images
-        out.print(f"{name}  top-1 {found.top1_pct:.4f} %{top5}  of {num_images} images")
+    for when, found, number in (
+        ("row", row.percentages, row.num_val_images),
+        ("now", scores.percentages(), scores.num_images),
+    ):
+        told = (f"{score_label(name)} {found[name]:.4f} %" for name in scores.told())
+        out.print(f"{when}  {'  '.join(told)}  of {number} images")
     allowed = f", of {most} allowed on {settings.device} in {settings.precision}" if most else ""
     told = f"{'' if is_same else 'not '}the same" + (
         f" ({off} image{'s' * (off != 1)} off{allowed})" if off else ""

@@ -8,17 +8,13 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from trainer.base.scores import main_score
 from trainer.base.settings import Settings
 from trainer.recipe.plan import Plan
 from trainer.runs.results import Row
 
 _MOST_LINES = 10**7  # that a file can hold, see LARGEST_METRICS_BYTES
-_SCORES = {
-    "top1_pct": "top1_pct",
-    "top5_pct": "top5_pct",
-    "val_loss_nats": "loss_nats",
-    "num_images": "num_val_images",
-}
+_SCORES = {"val_loss_nats": "loss_nats", "num_images": "num_val_images"}
 
 
 def curve_checks(
@@ -31,7 +27,8 @@ def curve_checks(
     found = [curve_name(line) for line in lines]
     is_finished = row is not None and row.status == "finished"
     wanted: list[str] = []
-    all_wanted = expected_lines(plan, Settings.log_steps)
+    ended = row.steps if row and plan.recipe.early_stopping else plan.num_steps
+    all_wanted = expected_lines(plan, Settings.log_steps, ended)
     if row is not None and row.curves_incomplete:
         there = set(found)
         wanted = [name for name in itertools.islice(all_wanted, _MOST_LINES) if name in there]
@@ -61,13 +58,13 @@ def curve_checks(
         yield from _last_scores(lines, row)
 
 
-def expected_lines(plan: Plan, log_steps: int) -> Iterator[str]:
-    """The names of all lines of a whole run: losses every log_steps steps and at each epoch's end,
-    then its scores.
+def expected_lines(plan: Plan, log_steps: int, num_steps: int) -> Iterator[str]:
+    """The names of all lines of a run of so many steps: losses every log_steps steps and at each
+    epoch's end, then its scores.
     """
     kinds = ("model", "average") if plan.recipe.average else ("model",)
     step = 0
-    while step < plan.num_steps:
+    while step < num_steps:
         step = min(step - step % each + each for each in (log_steps, plan.steps_per_epoch))
         yield f"loss at step {step}"
         if step % plan.steps_per_epoch == 0:
@@ -106,6 +103,8 @@ def _last_scores(lines: Sequence[dict], row: Row) -> Iterator[tuple[str, Any, An
     if row.curves_incomplete and row.scored not in last:
         return
     scored = last.get(row.scored, {})
+    for name, value in row.percentages.items():
+        yield f"the row's {name}, as its last line", value, scored.get(name)
     for name, of_row in _SCORES.items():
         yield f"the row's {of_row}, as its last line", getattr(row, of_row), scored.get(name)
     yield "the last line's step", row.steps, scored.get("step")
@@ -113,5 +112,5 @@ def _last_scores(lines: Sequence[dict], row: Row) -> Iterator[tuple[str, Any, An
     yield (
         "the score of the weights not scored",
         row.other_top1_pct,
-        other["top1_pct"] if other else None,
+        (main_score(other) or ("", None))[1] if other else None,
     )

@@ -1,8 +1,11 @@
 """What is learned: a sample's target, the forward pass with its loss, and the score of an
-evaluation.
+evaluation. Every module of this folder is imported with it: a task is a file, and no list.
 """
 
 from __future__ import annotations
+
+import importlib
+import pkgutil
 
 from trainer.base.settings import Settings
 from trainer.recipe.plan import Plan
@@ -11,7 +14,10 @@ from trainer.tasks.classification import Classification, ClassificationScores
 
 __all__ = ["Classification", "ClassificationScores", "Scores", "Task", "task_of"]
 
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
 
 def task_of(plan: Plan, settings: Settings) -> Task:
-    """The task of a plan; the only place that chooses one."""
-    return Classification(plan, settings)
+    """The task of a plan's recipe."""
+    return plan.recipe.of_task.bound(plan, settings)
