@@ -32,6 +32,7 @@ NUM_CELLS = {
     "decay-of-embeddings": 4,
     "finetune": 3,
     "muon-vs-lamb": 4,
+    "hard-vs-soft": 4,
     "norm-micro-batch": 12,
     "recipes": 12,
     "repeated-augmentation": 4,

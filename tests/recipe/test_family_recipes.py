@@ -393,6 +393,7 @@ def test_two_steps_on_the_digits(name, model):
     overrides = ["batch.images=4", "batch.norm_images=2", "batch.drop_last=true"]
     overrides += ["mix.images=2"] if recipe.mix else []
     overrides += ["mix.until_epochs=1"] if recipe.mix and recipe.mix.until_epochs else []
+    overrides += ["distill=null"] if recipe.distill else []
     overrides += ["model.pretrained=null"] if name == "convnextv2-ft" else []
     overrides += ["image.train_px=64", "image.test_px=64"] if name == "ghostnetv2" else []
     plan = small_plan(name, model, " ".join(overrides))

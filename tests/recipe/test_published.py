@@ -61,6 +61,7 @@ def test_one_weights_row_of_timm():
         ("resnext101_64x4d.tv_in1k", "torchvision-v2.v3"),
         ("swin_tiny_patch4_window7_224.ms_in1k", "swin.v1"),
         ("convnext_tiny.fb_in1k", "convnext.v2"),
+        ("levit_128s.fb_dist_in1k", "levit.v1"),
     ],
 )
 def test_public_weights_name_their_recipe(weights, recipe):
@@ -73,7 +74,7 @@ def test_public_weights_name_their_recipe(weights, recipe):
         ("resnet50.c1_in1k", "resnet50.a1_in1k"),
         ("resnet50", "resnet50.a2_in1k"),
         ("resnet50x.a1_in1k", "resnet50.a1_in1k"),
-        ("levit_128s.fb_dist_in1k", ""),
+        ("mobilenetv2_100.ra_in1k", ""),
     ],
 )
 def test_weights_of_no_recipe_are_said_to_be_so(weights, near):

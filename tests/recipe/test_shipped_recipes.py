@@ -27,6 +27,7 @@ from trainer.recipe.schema import ABOUT, Recipe
 from trainer.recipe.schema import load_recipe as read_recipe
 from trainer.recipe.shipped import find_recipe, recipe_paths
 from trainer.runs.job import Job, plan_of
+from trainer.tasks.teacher import open_teacher
 
 load_recipe = functools.cache(read_recipe)
 
@@ -45,6 +46,7 @@ DIGESTS = {
     "algoperf-resnet.v1": "437ff361055a",
     "bcn.v1": "16f2d81ee39b",
     "bit-i1k.v2": "57aa5b1e0712",
+    "cb-focal.v1": "188a130567c3",
     "cct.v1": "e3c848ca5409",
     "cct-cifar.v1": "591470b77b7a",
     "cct-cifar100.v1": "2802e127a704",
@@ -52,7 +54,9 @@ DIGESTS = {
     "convnext-isotropic.v2": "95564d57ffa3",
     "convnextv2-ft.v1": "8ae4e185c586",
     "cvt.v1": "7a4c38cf113e",
+    "deeplabv3-r50.v1": "76e00d47905d",
     "deit.v1": "5ab053c51589",
+    "deit-distilled.v1": "f0608e6c8e2a",
     "deit3.v1": "e6e930a1537e",
     "efficientnet-ra.v1": "90b0f63c7351",
     "ffcv-rn18-16.v1": "803c1dd224b0",
@@ -72,7 +76,7 @@ DIGESTS = {
     "ghostnetv2.v1": "59562b2f7a21",
     "gn-ws.v1": "9b2c62d82c63",
     "iaff.v1": "6699d67e777a",
-    "levit.v1": "383734b66ad0",
+    "levit.v1": "5ab276c03bff",
     "linear-probe.v1": "c6c04051c30c",
     "mlperf-lars.v1": "3db8123b0258",
     "mobilenetv2.v1": "4d8d4102ae77",
@@ -99,6 +103,7 @@ DIGESTS = {
     "roadmap-11-fewer-norms.v1": "910b0e765754",
     "roadmap-12-layer-norm.v1": "7aa3ffa5ed71",
     "roadmap-13-downsampling.v1": "5e69875452c3",
+    "segformer-b0.v1": "34c27b253223",
     "shufflenet.v1": "bb393c3cf776",
     "swin.v1": "525dc4990826",
     "t2t.v1": "e5d4cc319183",
@@ -560,3 +565,22 @@ def test_nothing_assumed_is_about_the_page_itself():
         assert not [
             label for label in load_recipe(path).assumed if label.partition(".")[0] in ABOUT
         ]
+
+
+def test_deits_recipe_with_a_teacher_wants_one_and_then_trains_both_heads(tmp_path):
+    """As the source's commands: main.py's defaults and --distillation-type hard."""
+    page, model = load_recipe(find_recipe("deit-distilled")), "deit_tiny_distilled_patch16_224"
+    assert (page.distill.name, page.distill.share) == ("hard", 0.5)
+    assert page.distill.teacher == "regnety_160"
+    assert page.lr.peak == pytest.approx(5e-4 * page.batch.images / 512)
+    with pytest.raises(UserError) as refused:
+        open_teacher(plan_of(Job("deit-distilled", model, "digits")))
+    assert "distill.weights=timm:regnety_160." in refused.value.hint
+    path = tmp_path / "teacher.pth"
+    torch.save(timm.create_model("test_resnet", num_classes=10).state_dict(), path)
+    given = f"distill.teacher=test_resnet distill.weights={path}"
+    plan = plan_of(Job("deit-distilled", model, "digits", overrides=given))
+    built = assemble(plan)[0].train()
+    of_labels, of_teacher = built(torch.zeros(2, 3, 32, 32))
+    assert of_labels.shape == of_teacher.shape == (2, 10)
+    assert open_teacher(plan)(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
