@@ -29,8 +29,10 @@ EACH_PAGE = pytest.mark.parametrize("path", PATHS, ids=[path.stem for path in PA
 NUM_CELLS = {
     "activations": 4,
     "attention": 7,
+    "decay-of-embeddings": 4,
     "families": 14,
     "finetune": 3,
+    "muon-vs-lamb": 4,
     "hard-vs-soft": 4,
     "norm-micro-batch": 12,
     "recipes": 12,

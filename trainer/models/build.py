@@ -105,7 +105,11 @@ def assembled(plan: Plan) -> tuple[nn.Module, tuple[Replacement, ...]]:
     parts = [] if section is None else [part for _, part in section.parts()]
     layer_scale = options.get("ls_init_value")
     if layer_scale is not None and not takes_option(plan.model, ls_init_value=layer_scale):
-        parts.append(LayerScale(start=options.pop("ls_init_value")))
+        del options["ls_init_value"]
+        if takes_option(plan.model, init_values=layer_scale):  # ViTs and their kin
+            options["init_values"] = layer_scale
+        else:
+            parts.append(LayerScale(start=layer_scale))
     model = create_model(plan.model, plan.profile.num_classes, plan.profile.channels, options)
     if plan.recipe.distill:
         train_both_heads(model)

@@ -14,12 +14,13 @@ from trainer.models.zoo import (
     t2t_vit,
     torchvision_models,
     vit_32,
+    vit_plain,
 )
 from trainer.models.zoo.torchvision_models import timm_name
 
 __all__ = [
     "cct", "condensenet_v2", "cvt", "ea_resnet", "has_model", "pvt", "shufflenet_v1", "t2t_vit",
-    "timm_name", "torchvision_models", "vit_32",
+    "timm_name", "torchvision_models", "vit_32", "vit_plain",
 ]  # fmt: skip
 
 
