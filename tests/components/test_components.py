@@ -18,7 +18,7 @@ from trainer.base.component import ComponentError, is_kind, kinds, parts_of, reg
 from trainer.base.plugins import VARIABLE, load_plugins
 from trainer.components.augmentation import Augmentation
 from trainer.components.learning_rate import LearningRate
-from trainer.components.losses import ImageLoss, Loss
+from trainer.components.losses import BinaryCrossEntropy, ImageLoss, Loss
 from trainer.components.mixing import Mixing
 from trainer.components.optimizers import Optimizer
 from trainer.components.schedules import Schedule
@@ -62,6 +62,7 @@ def place_of(kind) -> str:
         "lr.": LearningRate,
         "model.": Model,
         "task.": SegmentationSection,
+        "loss.": BinaryCrossEntropy,
     }
     fields = (
         (prefix + key, field)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from trainer.base import provenance
 from trainer.base.component import registered, tag_of
 from trainer.base.errors import ConfigError, OverrideError, UserError
+from trainer.components.distillation import Distillation
 from trainer.components.losses import Loss
 from trainer.components.mixing import Mixing
 from trainer.components.optimizers import Optimizer
@@ -399,7 +400,13 @@ def test_any_text_is_written_so_that_it_reads_back(text):
     assert parse_recipe(page.to_yaml(), "page", Recipe)[0].title == text
 
 
-SINGLE = {"loss": Loss, "optimizer": Optimizer, "lr.schedule": Schedule, "mix": Mixing}
+SINGLE = {
+    "loss": Loss,
+    "optimizer": Optimizer,
+    "lr.schedule": Schedule,
+    "mix": Mixing,
+    "distill": Distillation,
+}
 NAMED = [(label, tag_of(one)) for label, kind in SINGLE.items() for one in registered(kind)]
 
 

@@ -23,6 +23,7 @@ DEBUG_KINDS = ("nan",)
 KEPT_WEIGHTS = ("best",)
 # what track= takes: the first is always on, each other is a package, and an extra of ours
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
+_SIDES_PX = range(8, 2049)  # of images, as recipes have them
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,9 @@ class Settings:
     run that is off the track of earlier ones. expect: which those are, "" for those of the same
     recipe. debug: "nan" to have the source of numbers that are not finite named. keep: "best" to
     keep the weights of the best epoch beside the last. trackers: where curves go beside
-    TensorBoard.
+    TensorBoard. test_px: image sizes at which the finished model is scored too; the result is at
+    the recipe's own. eval_every_epochs: from one evaluation to the next; the last epoch always has
+    one. eval_images: at once in an evaluation.
     """
 
     device: str
@@ -70,6 +73,9 @@ class Settings:
     debug: str = ""
     keep: str = ""
     trackers: tuple[str, ...] = ()
+    test_px: tuple[int, ...] = ()
+    eval_every_epochs: int = 1
+    eval_images: int = 128  # not the recipe's batch, so that a score does not depend on that
 
     def is_channels_last(self, px: int) -> bool:
         """Do the values of a place lie together in memory, for images of px? On a CPU only for
@@ -107,6 +113,10 @@ def make_settings(
     debug: str = "",
     keep: str = "",
     track: str = "",
+    test_px: str = "",
+    eval_every: int = Settings.eval_every_epochs,
+    eval_batch: int = Settings.eval_images,
+    log_every: int = Settings.log_steps,
 ) -> Settings:
     """Resolve what was asked against this machine.
 
@@ -133,6 +143,7 @@ def make_settings(
             " it without them"
         )
     trackers = trackers_of(track)
+    _check_counts(eval_every=eval_every, eval_batch=eval_batch, log_every=log_every)
     if compile and activation_checkpointing:
         raise UserError(
             "compile=1 activation_checkpointing=1: each changes how a pass runs; use one of the two"
@@ -168,6 +179,10 @@ def make_settings(
         debug=debug,
         keep=keep,
         trackers=trackers,
+        test_px=sizes_of(test_px),
+        eval_every_epochs=eval_every,
+        eval_images=eval_batch,
+        log_steps=log_every,
     )
 
 
@@ -177,6 +192,13 @@ def _check_word(name: str, value: str, valid: tuple[str, ...]) -> None:
         raise UserError(
             f"{name}={value}: unknown{did_you_mean(value, valid)}; valid: {', '.join(valid)}"
         )
+
+
+def _check_counts(**given: int) -> None:
+    """Refuse a number below 1. Raises UserError."""
+    for name, value in given.items():
+        if value < 1:
+            raise UserError(f"{name}={value}: below 1", f"use {name}=1 or more")
 
 
 def _check_compile_mode(mode: str, is_compiled: bool) -> None:
@@ -247,6 +269,21 @@ def worker_count(workers: str, auto: int) -> int:
     if not workers.isdigit() or int(workers) > 256:
         raise UserError(f"workers={workers}: not a number of processes; valid: auto, 0 .. 256")
     return int(workers)
+
+
+def sizes_of(test_px: str) -> tuple[int, ...]:
+    """The sides in px of "224 256", each once; empty where none is given.
+
+    Raises UserError for what is no side of an image.
+    """
+    words = test_px.replace(",", " ").split()
+    for word in words:
+        if not (word.isascii() and word.isdecimal()) or int(word) not in _SIDES_PX:
+            raise UserError(
+                f"test_px={test_px}: {word!r} is no number of pixels",
+                f"use 224, or 224 256, each {_SIDES_PX[0]} to {_SIDES_PX[-1]}",
+            )
+    return tuple(dict.fromkeys(map(int, words)))
 
 
 def check_writable(what: str, folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -20,7 +21,7 @@ from trainer.data.dataset import OpenedData, open_data
 from trainer.data.datasets.builtin import open_set
 from trainer.data.datasets.packed import holds_files
 from trainer.data.ffcv.beton_writer import Storage, write_beton
-from trainer.data.own_profile import NoImages, as_yaml, check_new, class_weights, own_profile
+from trainer.data.own_profile import NoImages, as_yaml, check_new, own_profile
 from trainer.data.profile import data_folder, find_profile
 from trainer.inference.data_page import write_data_page
 from trainer.recipe.overrides import as_set
@@ -34,7 +35,20 @@ __all__ = ["Job", "check_data", "parity", "storage_of", "write_data"]
 FORMATS = ("beton", "raw")
 RAW_SIDE_PX = 256  # what most resized copies of ImageNet have
 _UNEVEN = 1.5  # times the images of the smallest class in the largest
-_MOST_WEIGHTS = 100
+# what a recipe may do about it; `mean_over: images` leaves the loss its size
+_FOR_UNEVEN: tuple[dict[str, Any], ...] = (
+    {"sampling": {"name": "square_root"}},
+    {"sampling": {"name": "balanced"}},
+    {"loss.class_weighting": {"name": "inverse_square_root", "mean_over": "images"}},
+    {"loss.class_weighting": {"name": "inverse", "mean_over": "images"}},
+    {
+        "loss.class_weighting": {
+            "name": "effective_number",
+            "beta": 0.999,
+            "mean_over": "images",
+        }
+    },
+)
 
 
 def check_data(
@@ -69,7 +83,7 @@ def check_data(
         else:
             _show_profile(out, measured, data, folder, profile, is_sound)
     if known.task is None:
-        _show_class_weights(out, list(reports["train"].class_counts.values()))
+        _show_uneven(out, list(reports["train"].class_counts.values()))
     if page is not None and known.task is not None:
         raise UserError(f"page={page}: shows classes of whole images", "leave page= out")
     if page is not None:
@@ -137,14 +151,16 @@ def _show_profile(
         )
 
 
-def _show_class_weights(out: Console, counts: list[int]) -> None:
-    """How uneven classes may be weighted; nothing where they are even, or too many to write."""
-    if max(counts) < _UNEVEN * min(counts) or len(counts) > _MOST_WEIGHTS:
+def _show_uneven(out: Console, counts: list[int]) -> None:
+    """How small classes may be shown more often, or count for more (in ce, bce and focal); nothing
+    where classes are even.
+    """
+    if max(counts) < _UNEVEN * min(counts):
         return
-    out.print(Text("uneven classes; weights that a loss may give them (ce and bce):"))
-    for rule, weights in class_weights(counts).items():
-        written = as_set({"loss.class_weights": tuple(weights)})
-        out.print(Text(f"  {rule}: {written}"), soft_wrap=True)
+    line = f"uneven classes, {min(counts):,} to {max(counts):,} images; a recipe may take one of"
+    out.print(Text(line))
+    for items in _FOR_UNEVEN:
+        out.print(Text(f"  {as_set(items)}"), soft_wrap=True)
 
 
 def storage_of(

@@ -22,7 +22,9 @@ Batch = Annotated[int, typer.Option(min=1, help="Images at once.")]
 TestPx = Annotated[
     str,
     typer.Option(
-        "--test-px", "--test_px", help="Side of the model's input; default: as it was trained for."
+        "--test-px",
+        "--test_px",
+        help='Side of the model\'s input, or several: "224 256"; default: as it was trained for.',
     ),
 ]
 Crop = Annotated[
@@ -65,8 +67,8 @@ def predict(
     again: Annotated[bool, typer.Option(help="Overwrite a file of answers.")] = False,
 ) -> None:
     """Write a model's best classes for every image of a folder, with their probabilities (softmax);
-    of a run of segmentation masks and overlays, into the folder <out> without its ending. Rerun the
-    same command to resume.
+    at several image sizes (test_px="224 256") a file for each; of a run of segmentation masks and
+    overlays, into the folder <out> without its ending. Rerun the same command to resume.
     """
     with StopRequest() as stop:
         commands = _commands()
@@ -75,8 +77,9 @@ def predict(
         if (folder := asked.folder_of_pictures()) is not None:
             commands.predict_pictures(folder, images, out, settings, again, stop.check)
             return
-        classifier = asked.at_one_size()[0]
-        commands.predict(classifier, images, out, top_k, batch, settings, sheet, again, stop.check)
+        commands.predict(
+            asked.at_sizes(), images, out, top_k, batch, settings, sheet, again, stop.check
+        )
 
 
 @app.command("eval")
@@ -92,6 +95,10 @@ def evaluate(
     page: Annotated[
         Path | None,
         typer.Option(help="Folder for a page on classes, confusions, calibration, worst images."),
+    ] = None,
+    real: Annotated[
+        Path | None,
+        typer.Option(help="ReaL's real.json: a score of ImageNet's val by its labels too."),
     ] = None,
     among_present: Annotated[
         bool,
@@ -119,7 +126,7 @@ def evaluate(
     """
     with StopRequest() as stop:
         is_otherwise = any(
-            (data, page, among_present, flip, test_px, crop, interpolation, model, weights)
+            (data, page, real, among_present, flip, test_px, crop, interpolation, model, weights)
         )
         if not is_otherwise:
             if not run:
@@ -134,6 +141,7 @@ def evaluate(
             data,
             data_dir,
             page,
+            real,
             among_present,
             flip,
             batch,

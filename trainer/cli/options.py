@@ -233,6 +233,36 @@ Keep = Annotated[
         "result stays the last epoch's."
     ),
 ]
+EvalEvery = Annotated[
+    int,
+    typer.Option(
+        "--eval-every",
+        "--eval_every",
+        min=1,
+        help="Epochs from one evaluation to the next; the last epoch always has one.",
+    ),
+]
+EvalBatch = Annotated[
+    int,
+    typer.Option(
+        "--eval-batch", "--eval_batch", min=1, help="Images at once in an evaluation of a run."
+    ),
+]
+LogEvery = Annotated[
+    int,
+    typer.Option(
+        "--log-every", "--log_every", min=1, help="Steps between two lines of losses and speeds."
+    ),
+]
+TestSizes = Annotated[
+    str,
+    typer.Option(
+        "--test-px",
+        "--test_px",
+        help='Image sizes to score the finished model at too: "224 256 288"; in the row beside the '
+        "result, which stays that of the recipe's own size.",
+    ),
+]
 BadImages = Annotated[
     str,
     typer.Option(
@@ -250,23 +280,41 @@ PluginFiles = Annotated[
 
 
 def with_weights(overrides: str, weights: str, runs: Path = Path("runs")) -> str:
-    """The overrides of set= after those that start from weights=; read and hashed now.
+    """The overrides of set= after those that start from weights=; read and hashed now. A teacher's
+    `run:` is of the folder of runs.
 
     Raises WeightsError.
     """
-    if not weights:
+    is_of_run = "run:" in overrides and runs != Path("runs")
+    if not weights and not is_of_run:
         return overrides
     # torch takes seconds
     from trainer.models.weights import WeightsError, read_weights, weights_path
-    from trainer.recipe.overrides import as_text
+    from trainer.recipe.overrides import as_text, overrides_of
 
-    given = str(runs / weights) if (runs / weights).is_dir() else weights
+    if is_of_run:
+        overrides = as_text(_in_folder(overrides_of(overrides), runs))
+    if not weights:
+        return overrides
+    name = weights.removeprefix("run:")
+    given = str(runs / name) if (runs / name).is_dir() else weights
     try:
         sha256 = read_weights(weights_path(given)).sha256
     except WeightsError as error:
         raise error.raised_as(WeightsError, place="weights") from None
     start = as_text({"model.pretrained.file": given, "model.pretrained.sha256": sha256})
     return f"{start} {overrides}".rstrip()
+
+
+def _in_folder(items: Mapping[str, Any], runs: Path) -> dict[str, Any]:
+    """Overrides in which the runs of `weights` are those of a folder."""
+    found = dict(items)
+    for label, value in items.items():
+        if isinstance(value, Mapping):
+            found[label] = _in_folder(value, runs)
+        elif label.rpartition(".")[2] == "weights" and str(value).startswith("run:"):
+            found[label] = str(runs / value.removeprefix("run:"))
+    return found
 
 
 def _set_hint(error: Exception) -> str:

@@ -10,7 +10,7 @@ import typer
 from trainer.base.errors import printable
 from trainer.base.memory import importing
 from trainer.base.plugins import load_plugins
-from trainer.base.settings import check_loader, trackers_of
+from trainer.base.settings import check_loader, sizes_of, trackers_of
 from trainer.base.signals import StopRequest
 from trainer.cli import options
 from trainer.cli.options import app, user_errors, with_weights
@@ -61,6 +61,10 @@ def train(
     expect: options.Expect = "",
     debug: options.Debug = "",
     keep: options.Keep = "",
+    test_px: options.TestSizes = "",
+    eval_every: options.EvalEvery = 1,
+    eval_batch: options.EvalBatch = 128,
+    log_every: options.LogEvery = 10,
     track: options.Track = "",
 ) -> None:
     """Train a model by a recipe and store the run's row. Rerun the same command to resume a run
@@ -69,6 +73,7 @@ def train(
     with StopRequest() as stop:  # before the imports, which take seconds
         check_loader(loader)
         trackers_of(track)
+        sizes_of(test_px)
         commands = _commands()
         overrides = with_weights(set_, weights, runs)
         code = commands.train_job(
@@ -88,6 +93,10 @@ def train(
                 "expect": expect,
                 "debug": debug,
                 "keep": keep,
+                "test_px": test_px,
+                "eval_every": eval_every,
+                "eval_batch": eval_batch,
+                "log_every": log_every,
                 "micro_batch": micro_batch,
                 "activation_checkpointing": bool(activation_checkpointing),
                 "compile": bool(compile),

@@ -24,6 +24,7 @@ from trainer.components.boxes import (
     first_fitting,
 )
 
+CropMode = Literal["center", "squash", "border"]
 CropInterpolation = Literal["bilinear", "bicubic", "random", "bilinear_no_antialias"]
 _NUM_INCEPTION_ATTEMPTS = 100
 
@@ -283,17 +284,29 @@ def evaluation_size(test_px: int, crop_share: float) -> int:
 
 
 def evaluation_geometry(
-    height: int, width: int, test_px: int, crop_share: float
+    height: int, width: int, test_px: int, crop_share: float, mode: CropMode = "center"
 ) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
     """How one image is evaluated: the (height, width) it is resized to, then the box (top, left,
     height, width) kept.
 
+    mode: "center" resizes the shorter side, "squash" both sides alike, "border" the longer side,
+    so that the box may reach beyond the image.
+
     All in px. The longer side is truncated and the margins are rounded half to even.
-    Source: timm's evaluation transform, which is torchvision's Resize of the shorter side and
-    CenterCrop.
+    Source: timm's evaluation transforms of these crop modes; "center" is torchvision's Resize of
+    the shorter side and CenterCrop.
     """
-    short_px = evaluation_size(test_px, crop_share)
-    shorter = min(height, width)
-    resized = (int(short_px * height / shorter), int(short_px * width / shorter))
-    top, left = (round((side - test_px) / 2) for side in resized)
+    side_px = evaluation_size(test_px, crop_share)
+    if mode == "squash":
+        resized = (side_px, side_px)
+    elif mode == "border":
+        ratio = max(height, width) / side_px
+        resized = (max(1, round(height / ratio)), max(1, round(width / ratio)))
+    else:
+        shorter = min(height, width)
+        resized = (int(side_px * height / shorter), int(side_px * width / shorter))
+    top, left = (
+        round((side - test_px) / 2) if side >= test_px else -((test_px - side) // 2)
+        for side in resized
+    )
     return resized, (top, left, test_px, test_px)

@@ -64,7 +64,7 @@ class TaskSection(Component):
         """
 
     @abstractmethod
-    def evaluation_stream(self, images, plan, batch_images: int) -> Sequence:
+    def evaluation_stream(self, images, plan, batch_images: int, test_px: int) -> Sequence:
         """Batches (images [B, C, H, W] uint8, targets [B, ...]) by number, every image of the set
         once, in order; BadImage in place of a batch with one that is bad.
         """

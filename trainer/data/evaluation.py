@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainer.components.crops import CropMode
 from trainer.data.datasets.builtin import ImageSet
 from trainer.data.decode import BadImage, evaluation_square, stack_squares
 from trainer.data.workers import Started, Watch, items_of, whole
@@ -18,8 +19,8 @@ from trainer.data.workers import Started, Watch, items_of, whole
 class EvaluationStream:
     """The evaluation batches of a pass by number: every image once, in order, none padded.
 
-    A bad image stops the evaluation whatever the run's bad_images: a score over fewer images is
-    another score.
+    crop_mode, fill: as of evaluation_square. A bad image stops the evaluation whatever the run's
+    bad_images: a score over fewer images is another score.
     """
 
     image_set: ImageSet
@@ -27,6 +28,8 @@ class EvaluationStream:
     test_crop_share: float
     interpolation: str
     batch_images: int
+    crop_mode: CropMode = "center"
+    fill: tuple[int, ...] = (0,)
 
     def __len__(self) -> int:
         return -(-self.image_set.num_images // self.batch_images)
@@ -44,8 +47,9 @@ class EvaluationStream:
 
     def _square(self, i: int) -> bytes:
         return evaluation_square(
-            self.image_set.read(i), self.test_px, self.test_crop_share, self.interpolation
-        )
+            self.image_set.read(i), self.test_px, self.test_crop_share, self.interpolation,
+            self.crop_mode, self.fill,
+        )  # fmt: skip
 
 
 def never_skipped(error: BadImage) -> BadImage:

@@ -19,12 +19,13 @@ from torch import Tensor
 
 from trainer.base import streams
 from trainer.components.augmentation import Augmentation, Crop
+from trainer.components.sampling import Sampling
 from trainer.components.task import Moved
 from trainer.data.datasets.beton import BetonSet
 from trainer.data.datasets.builtin import ImageSet, with_full_decoding
 from trainer.data.decode import RESAMPLING, BadImage, Pixels, train_square
 from trainer.data.jpeg import Jpeg
-from trainer.data.order import micro_batch_ids, window
+from trainer.data.order import Sampled, micro_batch_ids, window
 from trainer.data.parts import Parts, has_parts, in_micro_batches, part_keys
 from trainer.data.transforms import augmented
 from trainer.data.workers import Started, Watch, items_of, whole
@@ -80,7 +81,8 @@ class TrainStream:
     "fail" or "skip". growth: smaller images than train_px in early steps; the
     draws are the same. num_splits: 1 for none. fill: the fill color of stage `pixels`, if that is
     done here; None leaves it to `inputs_of`. assigned: this rank's images of each step. targets: of
-    images at places of the set, moved as they were: see TaskSection.targets.
+    images at places of the set, moved as they were: see TaskSection.targets. sampling: how often
+    each class is shown, over so many epochs; None shows each image alike.
 
     Under "fail" a bad image is returned as its BadImage: raised in a worker, it would arrive as a
     traceback.
@@ -101,6 +103,16 @@ class TrainStream:
     fill: tuple[int, ...] | None = None
     assigned: Assignment = WHOLE
     targets: Callable[[ImageSet, np.ndarray, Moved], Tensor] = labels_of
+    sampling: Sampling | None = None
+    epochs: int = 1
+
+    @property
+    def sampled(self) -> Sampled | None:
+        """What the epochs show, where not each image alike."""
+        if self.sampling is None:
+            return None
+        labels, num_each = self.image_set.labels, self.repeats * self.num_splits
+        return Sampled(self.sampling, labels, self.epochs, num_each)
 
     @property
     def shares_repeats(self) -> bool:
@@ -178,6 +190,7 @@ class TrainStream:
             self.num_micro_batches,
             self.steps_per_epoch,
             self.drop_last,
+            self.sampled,
         )
         return ids[list(self.assigned.rows(len(ids)).rows)] if self.parts(key[0]) else ids
 

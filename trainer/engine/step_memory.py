@@ -23,7 +23,8 @@ from trainer.tasks import task_of
 class StepMemory:
     """Bytes on one device, by what they hold, where they are most: at the end of a forward pass.
 
-    images: that go through the model at once. weights: of the model, buffers included. gradients,
+    images: that go through the model at once. weights: of the model, buffers included; teacher:
+    those of the recipe's teacher, whose forward pass keeps nothing. gradients,
     average: one for each weight. optimizer: its state. activations: what the backward pass of these
     images needs, the images included; with micro-batches of several parts, those of all parts. The
     last two are None where the optimizer or the model asks for values, which are not there.
@@ -36,6 +37,7 @@ class StepMemory:
     weights: int
     gradients: int
     average: int
+    teacher: int
     optimizer: int | None
     activations: int | None
 
@@ -44,12 +46,15 @@ class StepMemory:
         """All of it; None where a part is not known."""
         if self.optimizer is None or self.activations is None:
             return None
-        return self.weights + self.gradients + self.average + self.optimizer + self.activations
+        known = self.weights + self.gradients + self.average + self.teacher
+        return known + self.optimizer + self.activations
 
 
-def step_memory(plan: Plan, settings: Settings, model: nn.Module) -> StepMemory:
-    """Of one device of a run. model: as `build_model` gives it; left as it is. settings.device need
-    not be here.
+def step_memory(
+    plan: Plan, settings: Settings, model: nn.Module, teacher: nn.Module | None = None
+) -> StepMemory:
+    """Of one device of a run. model: as `build_model` gives it; left as it is, as the teacher is.
+    settings.device need not be here.
 
     Runs a forward pass of tensors that have a shape, a type and a device, but no values.
     """
@@ -63,6 +68,9 @@ def step_memory(plan: Plan, settings: Settings, model: nn.Module) -> StepMemory:
         weights=weights,
         gradients=_num_bytes(one for one in fake.parameters() if one.requires_grad),
         average=weights if plan.recipe.average else 0,
+        teacher=0
+        if teacher is None
+        else _num_bytes(chain(teacher.parameters(), teacher.buffers())),
         optimizer=_state_bytes(plan.recipe.optimizer, model),
         activations=activations,
     )

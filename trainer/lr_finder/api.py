@@ -221,7 +221,7 @@ def trial_plan(plan: Plan, cut: OpenedData) -> Plan:
         deviations=plan.deviations,
         world_size=plan.world_size,
         bad_images=plan.bad_images,
-    )
+    ).with_counts(cut.train.labels)
 
 
 def run(
@@ -305,9 +305,12 @@ def _decided(
 
 
 def baseline_losses(setup: Setup) -> BaselineLosses:
-    """The bias-only levels of both curves; none for training where the scalar itself moves it."""
+    """The bias-only levels of both curves; none for training where the scalar itself moves it, or a
+    teacher does.
+    """
     task, train = task_of(setup.trial_plan, setup.settings), None
-    if setup.scalar.section not in ("loss", "smoothing", "mix"):
+    moves = setup.scalar.section in ("loss", "smoothing", "mix")
+    if not moves and not setup.trial_plan.recipe.distill:
         train = task.constant_loss(setup.data.train)
     return BaselineLosses(train, task.constant_loss(setup.data.val, is_mixed=False))
 

@@ -24,6 +24,7 @@ from trainer.base.json_text import json_file
 
 LARGEST_WEIGHTS_BYTES = 2**36  # read whole into memory
 TIMM = "timm:"
+RUN = "run:"
 _FILES = ("model.safetensors", "pytorch_model.bin")  # of a run folder, and of a timm local-dir:
 # where other programs keep the weights in their checkpoints; an average of them comes first
 _SECTIONS = ("state_dict_ema", "model_ema", "state_dict", "model")
@@ -49,13 +50,16 @@ class WeightsFile:
 
 
 def weights_path(given: str) -> Path:
-    """The file that is meant by a path, a folder with weights (a run's, timm's local-dir:), or
-    `timm:<model>.<tag>`, which is downloaded to Hugging Face's cache unless it is there.
+    """The file that is meant by a path, a folder with weights (a run's, timm's local-dir:),
+    `run:<name>`, which is runs/<name>, or `timm:<model>.<tag>`, which is downloaded to Hugging
+    Face's cache unless it is there.
 
     Raises WeightsError for a name that timm has no weights for, or a download that fails.
     """
     if given.startswith(TIMM):
         return _of_timm(given.removeprefix(TIMM))
+    if given.startswith(RUN):
+        given = f"runs/{given.removeprefix(RUN)}"
     path = Path(given.removeprefix("local-dir:"))
     if path.is_dir():
         found = (path / name for name in _FILES if (path / name).exists())

@@ -15,10 +15,12 @@ from trainer.base.component import StrictModel
 from trainer.base.errors import ConfigError, did_you_mean
 from trainer.components.augment import Augmentation
 from trainer.components.averaging import WeightAverage
+from trainer.components.distillation import Distillation
 from trainer.components.learning_rate import LearningRate
 from trainer.components.losses import Loss
 from trainer.components.mixing import Mixing
 from trainer.components.optimizers import Optimizer
+from trainer.components.sampling import Sampling
 from trainer.components.task import TaskSection, default_task
 from trainer.models.spec import Model
 from trainer.recipe import tree
@@ -45,6 +47,7 @@ class Recipe(StrictModel):
     scores. published: the source's own scores. augment_splits: every image is shown that many
     times in its micro-batch, cropped and flipped alike: the first time as it then is, the others
     each with an augmentation of its own. A micro-batch is still norm_images different images.
+    sampling: how often each class is shown; absent, as often as it has images.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
@@ -58,9 +61,11 @@ class Recipe(StrictModel):
     optimizer: Optimizer
     loss: Loss
     smoothing: InnerShare | None = None
+    distill: Distillation | None = None
     mix: Mixing | None = None
     augment: tuple[Augmentation, ...] = ()
     repeats: Annotated[int, Field(ge=2, le=100)] | None = None
+    sampling: Sampling | None = None
     augment_splits: Annotated[int, Field(ge=2, le=16)] | None = None
     image: Image
     drop_path: InnerShare | None = None
@@ -189,6 +194,9 @@ class Recipe(StrictModel):
                 " jensen_shannon"
             )
             raise refuse(("augment_splits",), sentence)
+        if self.distill:
+            sentence = f"a teacher gives one answer an image, {self.loss.name} compares several"
+            raise refuse(("distill",), sentence, "leave distill or augment_splits out")
         if self.mix:
             sentence = (
                 f"{self.mix.name} blends the images that {self.loss.name} compares; leave mix or"
@@ -396,6 +404,8 @@ class Recipe(StrictModel):
 def digest_of(data: Mapping[str, Any]) -> str:
     """The digest of a recipe that is plain data, as `Recipe.digest`."""
     science = {key: value for key, value in data.items() if key not in _NOT_IN_DIGEST}
+    if "distill" in science:  # where the teacher's file lies; which it is, its sha256 says
+        science["distill"] = {k: v for k, v in science["distill"].items() if k != "weights"}
     canonical = json.dumps(science, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
@@ -417,13 +427,14 @@ def apply_overrides(
 
 
 def from_random_weights(recipe: Recipe) -> Recipe:
-    """A recipe that starts from weights which a run names, without them: to be read, built, tried.
-    Others are as they were.
+    """A recipe that starts from weights which a run names, or learns from a teacher that it names,
+    without them: to be read, built, tried. Others are as they were.
     """
     pretrained = recipe.model and recipe.model.pretrained
-    if not pretrained or pretrained.file is not None:
-        return recipe
-    return apply_overrides(recipe, {"model.pretrained": None})[0]
+    off = {"model.pretrained": None} if pretrained and pretrained.file is None else {}
+    if recipe.distill and recipe.distill.weights is None:
+        off |= {"distill": None}
+    return apply_overrides(recipe, off)[0] if off else recipe
 
 
 def open_recipe(path: Path) -> tuple[Recipe, Positions]:

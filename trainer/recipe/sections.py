@@ -117,6 +117,9 @@ class Image(StrictModel):
     """Sides in px. Testing resizes the shorter side to floor(test_px / test_crop_share) and crops
     the centre.
 
+    test_crop_mode: "squash" resizes both sides to that, whatever the image's aspect, "border" the
+    longer one, with a border of the mean colour around what is then missing (timm's crop modes).
+
     test_interpolation: "bilinear_no_antialias" does not smooth what it makes smaller (OpenCV,
     DALI); the others do (PIL).
     growth: smaller training images in the beginning; None trains on train_px throughout. test_flip:
@@ -130,6 +133,7 @@ class Image(StrictModel):
     test_px: Side
     test_crop_share: Annotated[float, Field(gt=0, le=1)]
     test_interpolation: Literal["bilinear", "bicubic", "bilinear_no_antialias"]
+    test_crop_mode: Literal["squash", "border"] | None = None
     test_flip: bool = False
     growth: Growth | None = None
 

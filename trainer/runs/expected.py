@@ -94,7 +94,8 @@ class ExpectedCurve:
     def verdict(self, curve: Curve) -> Verdict:
         """What the last evaluation of a run says, given all so far."""
         epoch = max(curve)
-        sigma, before = self._sigma(curve, epoch), self._sigma(curve, epoch - 1)
+        last = max((one for one in curve if one < epoch), default=0)
+        sigma, before = self._sigma(curve, epoch), self._sigma(curve, last)
         assert sigma is not None
         state: State = "on track"
         if sigma > self.most_sigma:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -61,6 +62,7 @@ from trainer.runs.pace import pace_of
 from trainer.runs.results import (
     Row,
     RowDeviation,
+    SizeScore,
     read_row,
     read_row_file,
     row_path,
@@ -69,6 +71,7 @@ from trainer.runs.results import (
 )
 from trainer.runs.run import train_in_folder
 from trainer.runs.run_folder import own_folder
+from trainer.tasks.teacher import hashed_teacher
 
 
 @dataclass(frozen=True)
@@ -155,13 +158,14 @@ def plan_of(job: Job, check: Callable[[Plan], None] = lambda plan: None) -> Plan
 def _plan_of(job: Job) -> Plan:
     profile = find_profile(job.data, job.data_dir)
     page, _, recipe, deviations = resolve(job, profile)
+    recipe, hashed = apply_overrides(recipe, hashed_teacher(recipe), "set")
     return make_plan(
         recipe,
         model=job.model,
         profile=profile,
         seed=job.seed,
         page_digest=(published_recipe(page) or page).for_model(job.model).digest,
-        deviations=deviations,
+        deviations=deviations + hashed,
         world_size=job.world_size,
         bad_images=job.bad_images,
     )
@@ -217,8 +221,21 @@ def run_job(
         markup=False,
         highlight=False,
     )
+    if row is not None and (missing := _sizes_missing(row, plan, settings)):
+        asks = command("eval", run=name, test_px=" ".join(map(str, missing)))
+        console.print(
+            f"it has no scores at {', '.join(map(str, missing))} px: `{asks}` gives them",
+            markup=False,
+            highlight=False,
+        )
     status = ranks.broadcast(row.status if row else "")
     return (EXIT_DONE if status == "finished" else EXIT_DIVERGED), row
+
+
+def _sizes_missing(row: Row, plan: Plan, settings: Settings) -> list[int]:
+    """The image sizes asked for at which a row that was found has no score."""
+    known = {plan.recipe.image.test_px, *(scores.test_px for scores in row.test_sizes)}
+    return [px for px in settings.test_px if px not in known] if row.status == "finished" else []
 
 
 def _check_found(name: str, row: Row, plan: Plan, data) -> None:
@@ -284,6 +301,26 @@ def _check_same_images(folder: Path, content_sha256: str | None) -> None:
         )
 
 
+def _lines_of(settings: Settings | type[Settings]) -> dict[str, int]:
+    """What says at which steps the curves of a run have lines, as plan.json has it."""
+    return {"log_every": settings.log_steps, "eval_every": settings.eval_every_epochs}
+
+
+def _check_same_lines(folder: Path, settings: Settings) -> None:
+    """Refuse to resume with other lines in the curves than the run was begun with."""
+    if not any((folder / "checkpoints").glob("step_*.pt")):
+        return
+    try:
+        facts = json_file(folder / "plan.json")
+        before = {key: facts.get(key, value) for key, value in _lines_of(Settings).items()}
+    except (OSError, ValueError, AttributeError):  # none, or damaged: then nothing is known
+        return
+    if other := [name for name, value in _lines_of(settings).items() if before[name] != value]:
+        words = " ".join(f"{name}={before[name]}" for name in other)
+        remedy = f"use {words}, or remove that folder to start anew"
+        raise PlanError(f"{folder}: was begun with {words}", remedy)
+
+
 def _stored_row(settings: Settings, name: str, ranks: Ranks) -> Row | None:
     return read_row(settings.results, name) if ranks.is_first else None
 
@@ -305,8 +342,9 @@ def _run_to_row(
     expected = _expected(job, plan, settings, data, console) if ranks.is_first else None
     if ranks.is_first:
         _check_same_images(folder, data.content_sha256)
+        _check_same_lines(folder, settings)
         with must_write(folder):
-            write_plan(folder, job, plan, data.content_sha256)
+            write_plan(folder, job, plan, data.content_sha256, settings)
     parent = parent_of(plan)  # now: by the end its folder may be gone
     guard = Guard(lock, faults(plan, folder, ranks) if faults else None)
     with Tracking(
@@ -426,18 +464,29 @@ def _expected(
 
 def parent_of(plan: Plan) -> dict[str, str | None]:
     """The run whose weights a plan starts from, as its row names it, with the digest of its last
-    ones if they are those; empty where they are no run's.
+    ones if they are those, and the run that its teacher is of; empty where they are no run's.
     """
-    pretrained = plan.recipe.model and plan.recipe.model.pretrained
-    if not pretrained or pretrained.file is None:
-        return {}
-    path = weights_path(pretrained.file)
+    pretrained, distill = plan.recipe.model and plan.recipe.model.pretrained, plan.recipe.distill
+    found: dict[str, str | None] = {}
+    if pretrained and (run := _run_of(pretrained.file)):
+        row, is_last = run
+        found |= {"parent": row.run, "parent_sha256": row.weights_sha256 if is_last else None}
+    if distill and (run := _run_of(distill.weights)):
+        found["teacher_run"] = run[0].run
+    return found
+
+
+def _run_of(weights: str | None) -> tuple[Row, bool] | None:
+    """The row of the run that weights are of, and whether they are its last ones, not those of its
+    best epoch; None where they are no run's, or it is not there any more.
+    """
+    if weights is None:
+        return None
+    path = weights_path(weights)
     try:
-        row = read_row_file(path.parent / "row.json")
-    except UserError:  # no run's folder, or none any more
-        return {}
-    is_last = path.name == "model.safetensors"  # not those of its best epoch
-    return {"parent": row.run, "parent_sha256": row.weights_sha256 if is_last else None}
+        return read_row_file(path.parent / "row.json"), path.name == "model.safetensors"
+    except UserError:
+        return None
 
 
 def _write_end(
@@ -464,6 +513,7 @@ def _write_end(
         "cell": job.cell,
         "best_epoch": best_epoch(outcome.run.folder, outcome.run.curve) if settings.keep else None,
         "curves_incomplete": outcome.run.curves_incomplete,
+        "test_sizes": size_scores(outcome.state),
         **parent,
         **pace_of(outcome.run.folder / "speed.jsonl", plan),
     }
@@ -475,7 +525,7 @@ def _write_end(
 def _write_stopped(folder: Path, job: Job, plan: Plan, outcome) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "plan.json").exists():
-        write_plan(folder, job, plan)
+        write_plan(folder, job, plan, settings=outcome.run.settings)
     write_curves(outcome, folder)
 
 
@@ -502,8 +552,16 @@ def run_name(job: Job, plan: Plan, settings: Settings, fingerprint: str) -> str:
     return f"{name}-{number}"
 
 
-def write_plan(folder: Path, job: Job, plan: Plan, content_sha256: str | None = None) -> None:
-    """Put the resolved recipe and the plan into the run folder. content_sha256: of the images."""
+def write_plan(
+    folder: Path,
+    job: Job,
+    plan: Plan,
+    content_sha256: str | None = None,
+    settings: Settings | None = None,
+) -> None:
+    """Put the resolved recipe and the plan into the run folder. content_sha256: of the images.
+    settings: of which lines its curves have; None as they are by default.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     epochs = range(plan.recipe.epochs)
     facts = {
@@ -521,6 +579,7 @@ def write_plan(folder: Path, job: Job, plan: Plan, content_sha256: str | None = 
         "num_steps": plan.num_steps,
         "num_micro_batches": plan.num_micro_batches,
         "world_size": plan.world_size,
+        **_lines_of(settings or Settings),
         "lr_at_epoch_starts": [plan.lr_at(epoch * plan.steps_per_epoch) for epoch in epochs],
         "deviations": [row.model_dump() for row in deviation_rows(plan)],
     }
@@ -572,6 +631,19 @@ def deviation_of_head(state) -> tuple[RowDeviation, ...]:
     return (RowDeviation(path=path, before="kept", after="new", origin="weights"),)
 
 
+def size_scores(state) -> tuple[SizeScore, ...]:
+    """Of a row: the scores at the image sizes of test_px=, the smallest first."""
+    return tuple(
+        SizeScore(
+            test_px=px,
+            top1_pct=scores.top1_pct,
+            top5_pct=scores.top5_pct,
+            loss_nats=scores.loss_nats if math.isfinite(scores.loss_nats) else None,
+        )
+        for px, scores in sorted(state.size_scores.items())
+    )
+
+
 def make_row(
     name: str, plan: Plan, settings: Settings, data, outcome, weights_sha256: str | None
 ) -> Row:
@@ -606,6 +678,8 @@ def make_row(
             *deviation_of_head(state),
         ),
         resolved_recipe=tree.plain(recipe),
+        teacher=recipe.distill and recipe.distill.teacher,
+        teacher_sha256=recipe.distill and recipe.distill.sha256,
         bad_images=plan.bad_images,
         plugins=dict(plan.plugins),
         status=outcome.status,
@@ -637,6 +711,7 @@ def make_row(
         reserved_mem_mib=reserved_mem_mib(settings),
         precision=settings.precision,
         loader=data.loader_name(settings),
+        eval_batch=settings.eval_images,
         num_workers=settings.num_workers,
         num_threads=settings.num_threads,
         world_size=plan.world_size,

@@ -37,6 +37,7 @@ from trainer.runs import summary as show
 from trainer.runs.job import Job, differ, resolve, run_job, with_content
 from trainer.runs.results import FOUND_ORIGINS, Row
 from trainer.runs.run_folder import recipe_of
+from trainer.tasks.teacher import open_teacher
 
 
 class ReproduceError(UserError):
@@ -294,6 +295,7 @@ def run_again(
         compile_mode=row.compile_mode,
         cuda_graphs=row.cuda_graphs and settings.device != "cpu",
         half_group_norm=row.half_group_norm,
+        test_px=tuple(scores.test_px for scores in row.test_sizes),
     )
     reasons = again.reasons + data_reasons(row, data)
     if reasons and not anyway:
@@ -303,6 +305,7 @@ def run_again(
     torch.set_num_threads(row.num_threads)
     keep_freed_memory()
     settings = replace(settings, num_threads=row.num_threads)
-    show.plan_in_brief(console, again.plan, settings, show.module_replacements(again.plan))
+    plan = again.plan
+    show.plan_in_brief(console, plan, settings, show.module_replacements(plan), open_teacher(plan))
     show.changed_images(console, data)
     return run_job(again.job, again.plan, settings, data, console, stop)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -55,12 +56,13 @@ def rescore(folder: Path, settings: Settings, data_dir: Path | None) -> tuple[Ro
             f"{folder}: the run has not finished; rerun the command that started it to resume"
         )
     row = read_row_file(folder / "row.json")
-    plan = plan_of_run(folder)
+    plan, settings = plan_of_run(folder), replace(settings, eval_images=row.eval_batch)
     memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
     model = open_model(folder)
     digest = weights_digest(model)
     model = model.to(settings.device, memory_format=memory_format)
     data = data_of_run(folder, row, data_dir)
+    plan = plan.with_counts(data.train.labels)
     with algorithms_kept():
         set_algorithms(settings)
         return row, evaluate(plan, settings, model, data.val_batches(plan, settings)), digest

@@ -78,6 +78,17 @@ class RowDeviation(StrictModel):
     origin: Text
 
 
+class SizeScore(StrictModel):
+    """What a finished run's scored weights score on its validation images at another size than the
+    recipe's test_px, by the recipe's own crop share and interpolation.
+    """
+
+    test_px: Count
+    top1_pct: Percent
+    top5_pct: Percent
+    loss_nats: float | None
+
+
 class Row(StrictModel):
     """The whole truth of a run.
 
@@ -107,10 +118,13 @@ class Row(StrictModel):
     stays out of the store. num_top1_by_epoch: images right at the end of every epoch, of the scored
     weights; empty in older rows, and where one is not known; score_by_epoch_pct: the main score,
     where it is no share of the images. best_epoch: whose weights are kept beside the last ones
-    (keep=best); chosen on val, so that epoch's score is no result. stop_if: what would have ended
-    the run early (off_track), so that its score is of a run that was not. weights_sha256: of the
-    scored weights, see `weights_digest`. parent: the run whose weights it started from
-    (weights=<run>), parent_sha256: the digest of its last weights, if it were those.
+    (keep=best); chosen on val, so that epoch's score is no result. test_sizes: scores at further
+    image sizes (test_px=), beside the result and no part of it. eval_batch: images at once in an
+    evaluation. stop_if: what would have ended the run early (off_track), so that its score is of a
+    run that was not. weights_sha256: of the scored weights, see `weights_digest`. parent: the run
+    whose weights it started from (weights=<run>), parent_sha256: the digest of its last weights, if
+    it were those. teacher: the model whose answers it learned (distill), teacher_sha256: of the
+    file of its weights, teacher_run: the run that they are of, if they are one's.
     """
 
     run: Name
@@ -143,6 +157,8 @@ class Row(StrictModel):
     num_top1_by_epoch: tuple[Count, ...] = ()
     score_by_epoch_pct: tuple[Percent, ...] = ()
     best_epoch: Count | None = None
+    test_sizes: tuple[SizeScore, ...] = ()
+    eval_batch: Annotated[Count, Field(ge=1)] = 128
     num_val_images: Annotated[Count, Field(ge=1)]
     num_replaced_images: Count
     epochs: Count
@@ -177,6 +193,9 @@ class Row(StrictModel):
     weights_sha256: Text | None
     parent: Name | None = None
     parent_sha256: Text | None = None
+    teacher: Text | None = None
+    teacher_sha256: Sha256 | None = None
+    teacher_run: Name | None = None
     device: Text
     versions: dict[Text, Text]
     commit: Text | None

@@ -49,6 +49,7 @@ class SavedProgress(BaseModel):
     train_s: Annotated[float, Field(ge=0, le=1e10)] = 0.0
     compile_s: Annotated[float, Field(ge=0, le=1e10)] = 0.0
     scores: dict[str, dict[str, float]] = {}
+    history: Annotated[list[float], Field(max_length=10_000)] = []
     changes: _Lines = []
     num_pieces: Annotated[int, Field(ge=1, le=2**20)] = 1
     injected: _Lines = []
@@ -87,8 +88,10 @@ def _check_progress(progress: SavedProgress, step: int, state: TrainingState) ->
     plan = state.plan
     if progress.step != step or step > plan.num_steps:
         raise ValueError(f"progress.step is {progress.step} in the file of step {step}")
-    last_end = step - step % plan.steps_per_epoch  # stopped there, it may be evaluated or not yet
-    if progress.evaluated_step not in {last_end, max(0, step - plan.steps_per_epoch)}:
+    # stopped at one, it may be evaluated or not yet
+    every = state.settings.eval_every_epochs
+    due = {plan.last_evaluation(number, every) for number in (step, max(0, step - 1))}
+    if progress.evaluated_step not in due:
         raise ValueError(f"progress.evaluated_step is {progress.evaluated_step} after step {step}")
     if progress.loss_steps > step:
         raise ValueError(f"progress.loss_steps is {progress.loss_steps} after step {step}")

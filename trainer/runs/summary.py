@@ -43,6 +43,7 @@ from trainer.runs.export import is_timms
 from trainer.runs.job import deviation_of_data, deviation_rows
 from trainer.runs.rescore import images_off, most_moved
 from trainer.runs.results import Row, row_path, touches_result
+from trainer.tasks.teacher import Teacher
 
 # optimizer steps at the peak rate: with fewer, a third and more of BatchNorm's running statistics
 # (momentum 0.1) is still their initial value. A1 and A3 on the digits: chance after 44 steps that
@@ -59,7 +60,11 @@ def console() -> Console:
 
 
 def plan_in_brief(
-    out: Console, plan: Plan, settings: Settings, swaps: Sequence[Replacement] = ()
+    out: Console,
+    plan: Plan,
+    settings: Settings,
+    swaps: Sequence[Replacement] = (),
+    teacher: Teacher | None = None,
 ) -> None:
     """The lines that stand above a run: page, deviations, what is changed in the model, batch,
     length, machine.
@@ -74,6 +79,8 @@ def plan_in_brief(
     few_steps_note(out, plan)
     scaling_note(out, plan)
     channel_note(out, plan)
+    if teacher is not None:
+        out.print(f"taught by {teacher_facts(plan, teacher)}", markup=False)
     out.print(batch_line(plan))
     per_epoch = counted(plan.steps_per_epoch, "step")
     total = counted(plan.num_steps, "step")
@@ -88,6 +95,12 @@ def plan_in_brief(
             f"note: device={settings.device} is untried: no run of ours has been made on one;"
             " device=cpu trains without it",
             style="yellow",
+        )
+    if settings.test_px:
+        sizes, share = ", ".join(map(str, settings.test_px)), recipe.image.test_crop_share
+        out.print(
+            f"scored at {sizes} px too at the end, by the recipe's own crop share {share:g}:"
+            f" the result is at {recipe.image.test_px} px"
         )
     precision_note(out, plan, settings.precision)
 
@@ -261,9 +274,15 @@ def off_note(out: Console, rows: Sequence[Explained]) -> None:
         )
 
 
-def plan_in_full(out: Console, plan: Plan, model, swaps: Sequence[Replacement]) -> None:
+def plan_in_full(
+    out: Console,
+    plan: Plan,
+    model,
+    swaps: Sequence[Replacement],
+    teacher: Teacher | None = None,
+) -> None:
     """All of a plan that a reader would check before spending hours. model, swaps: as `assemble`
-    gives them.
+    gives them. teacher: as `open_teacher`.
     """
     recipe = plan.recipe
     out.print(
@@ -283,7 +302,9 @@ def plan_in_full(out: Console, plan: Plan, model, swaps: Sequence[Replacement]) 
             f"{plan.draws_per_epoch * recipe.epochs:,} = {recipe.epochs} x {plan.draws_per_epoch:,}"
         ),
         "unique images per epoch": (
-            f"{plan.unique_per_epoch:,} of {plan.profile.num_train:,}"
+            ("at most " if recipe.sampling else "")
+            + f"{plan.unique_per_epoch:,} of {plan.profile.num_train:,}"
+            + (f", classes by sampling {recipe.sampling.name}" if recipe.sampling else "")
             + (f" (each up to {recipe.repeats} times)" if recipe.repeats else "")
         ),
         "weight decay": decay_line(plan, model),
@@ -293,8 +314,11 @@ def plan_in_full(out: Console, plan: Plan, model, swaps: Sequence[Replacement]) 
             + (" (with the mirror image)" if recipe.image.test_flip else "")
         ),
         "model": model_facts(plan, model),
+        "teacher": teacher
+        and f"{teacher_facts(plan, teacher)}; {teacher_cost(plan, model, teacher)}",
     }.items():
-        table.add_row(name, value)
+        if value is not None:
+            table.add_row(name, value)
     out.print(table)
     out.print(statistics_note(model, plan), markup=False)
     out.print(lr_table(plan))
@@ -318,6 +342,27 @@ def model_facts(plan: Plan, model) -> str:
     return (
         f"{num_parameters(model):,} parameters{frozen}, {cost:.4g} G multiply-adds an image of"
         f" {test_px} px"
+    )
+
+
+def teacher_facts(plan: Plan, teacher: Teacher) -> str:
+    """Who teaches, by which file, and how."""
+    distill = plan.recipe.distill
+    assert distill is not None and distill.sha256 is not None
+    return (
+        f"{distill.teacher} of {distill.weights} (sha256 {distill.sha256[:12]}), {distill.name},"
+        f" {distill.share:g} of the loss"
+        + ("" if teacher.is_shown_alike else "; the images are normalized anew for it")
+    )
+
+
+def teacher_cost(plan: Plan, model, teacher: Teacher) -> str:
+    """What its forward pass adds to a step, whose backward pass costs two forward ones."""
+    sizes = plan.profile.channels, plan.recipe.image.train_px
+    own, theirs = gmacs(model, *sizes), gmacs(teacher, *sizes)
+    return (
+        f"{theirs:.4g} G multiply-adds an image of {sizes[1]} px, {100 * theirs / (3 * own):.0f} %"
+        " more for a step; none of it is in the model's numbers"
     )
 
 
@@ -438,6 +483,9 @@ def row(out: Console, row: Row, settings: Settings, plan: Plan) -> None:
         + ("" if row.majority_pct is None else f"  (majority class {row.majority_pct:.1f} %)"),
         style="bold",
     )
+    for at_px in row.test_sizes:
+        top5 = f"  top-5 {at_px.top5_pct:.2f} %" if plan.profile.num_classes > 5 else ""
+        out.print(f"       at {at_px.test_px} px  top-1 {at_px.top1_pct:.2f} %{top5}")
     if row.best_epoch is not None and row.by_epoch_pct:
         best_pct = row.by_epoch_pct[row.best_epoch - 1]
         out.print(

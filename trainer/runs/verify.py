@@ -17,6 +17,7 @@ from trainer.base.errors import UserError
 from trainer.base.json_text import json_file, json_of
 from trainer.base.names import links_out
 from trainer.base.scores import score_label
+from trainer.base.settings import Settings
 from trainer.base.signals import StopRequest
 from trainer.models.build import assemble, num_parameters
 from trainer.recipe import schema as recipe
@@ -247,7 +248,15 @@ def _curves(folder: Path, plan: Plan, row: Row | None) -> Iterator[Check]:
             yield Check(f"metrics.jsonl:{number}", False, "a line of JSON", str(error)[:100])
             return
         lines.append(line)
-    for what, expected, found in curve_checks(lines, plan, row):
+    facts = recipe_of(folder)[1]
+    given = [
+        facts.get(name, default)
+        for name, default in (
+            ("log_every", Settings.log_steps),
+            ("eval_every", Settings.eval_every_epochs),
+        )
+    ]
+    for what, expected, found in curve_checks(lines, plan, row, *given):
         yield same(what, expected, found)
 
 

@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from dataclasses import replace
 
 from trainer.base.settings import Settings
 from trainer.recipe.plan import Plan
 from trainer.tasks.base import Scores, Task
 from trainer.tasks.classification import Classification, ClassificationScores
+from trainer.tasks.teacher import Teacher
 
 __all__ = ["Classification", "ClassificationScores", "Scores", "Task", "task_of"]
 
@@ -18,6 +20,9 @@ for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
 
-def task_of(plan: Plan, settings: Settings) -> Task:
-    """The task of a plan's recipe."""
-    return plan.recipe.of_task.bound(plan, settings)
+def task_of(plan: Plan, settings: Settings, teacher: Teacher | None = None) -> Task:
+    """The task of a plan's recipe. teacher: for the loss of its training, without which that is the
+    one of its labels.
+    """
+    task = plan.recipe.of_task.bound(plan, settings)
+    return task if teacher is None else replace(task, teacher=teacher)

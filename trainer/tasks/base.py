@@ -17,6 +17,7 @@ from trainer.base.settings import Settings
 from trainer.data.datasets.builtin import ImageSet
 from trainer.data.loader import MicroBatch
 from trainer.recipe.plan import Plan
+from trainer.tasks.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -84,12 +85,15 @@ class Prediction(NamedTuple):
 class Task(ABC):
     """A plan's targets, loss and score, computed with a run's settings.
 
+    teacher: whose answers are learned beside the targets, on the device.
+
     Targets are a tensor with one entry for each sample along its first dimension, so that a
     micro-batch can be split.
     """
 
     plan: Plan
     settings: Settings
+    teacher: Teacher | None = None
 
     @abstractmethod
     def prepare(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:

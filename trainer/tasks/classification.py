@@ -17,7 +17,7 @@ from trainer.data.datasets.builtin import ImageSet
 from trainer.data.evaluation import EvaluationStream
 from trainer.data.loader import MicroBatch, labels_of
 from trainer.data.profile import majority_pct
-from trainer.data.transforms import autocast, model_inputs, scored_inputs
+from trainer.data.transforms import autocast, fill_of, model_inputs, scored_inputs
 from trainer.tasks.base import Scores, Shown, Task, count_of
 from trainer.tasks.constant import bias_only_loss
 
@@ -107,10 +107,19 @@ class Classification(Task):
         return one_hot_targets(labels, self.plan.profile.num_classes, self.plan.recipe.smoothing)
 
     def loss(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-        """The recipe's loss of float32 logits."""
+        """The recipe's loss of float32 logits; with a teacher, together with the distance from its
+        answers, which a model with two heads learns with the second.
+        """
+        recipe = self.plan.recipe
         with autocast(self.settings):
-            logits = model(inputs)
-        return self.plan.recipe.loss(logits.float(), targets)
+            # first: the teacher's activations are gone before the student's are kept
+            answers = None if self.teacher is None else self.teacher(inputs)
+            made = model(inputs)
+        logits, of_teacher = made if isinstance(made, tuple) else (made, made)
+        loss = self.plan.loss(logits.float(), targets)
+        if recipe.distill is None or answers is None:
+            return loss
+        return recipe.distill(loss, of_teacher.float(), answers.float())
 
     def validation_loss(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         inputs = scored_inputs(images, self.plan.profile, self.settings)
@@ -128,7 +137,7 @@ class Classification(Task):
             mirrored = _scored(model, images.flip(3)) if recipe.image.test_flip else None
         logits = logits.float() if mirrored is None else logits.float() + mirrored.float()
         first = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-        loss = recipe.loss(logits, one_hot_targets(labels, logits.shape[1], 0.0))
+        loss = self.plan.loss(logits, one_hot_targets(labels, logits.shape[1], 0.0))
         sums = torch.stack([first[:, 0].sum(), first.sum(), loss * len(labels)])
         return sums.to(sum_dtype(device))
 
@@ -186,14 +195,18 @@ class ClassificationSection(TaskSection):
         """[b] int64."""
         return labels_of(images, places, moved)
 
-    def evaluation_stream(self, images: ImageSet, plan, batch_images: int) -> EvaluationStream:
+    def evaluation_stream(
+        self, images: ImageSet, plan, batch_images: int, test_px: int
+    ) -> EvaluationStream:
         image = plan.recipe.image
         return EvaluationStream(
             images,
-            test_px=image.test_px,
+            test_px=test_px,
             test_crop_share=image.test_crop_share,
             interpolation=image.test_interpolation,
             batch_images=batch_images,
+            crop_mode=image.test_crop_mode or "center",
+            fill=fill_of(plan.profile),
         )
 
 

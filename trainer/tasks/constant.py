@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trainer.components.losses import Loss
 from trainer.components.mixing import UnitMixes, one_hot_targets
-from trainer.data.order import micro_batch_ids
+from trainer.data.order import Sampled, micro_batch_ids
 from trainer.recipe.plan import Plan
 
 # so that the mean target is that of the set, not of a sample
@@ -27,7 +27,10 @@ def bias_only_loss(plan: Plan, labels: np.ndarray, is_mixed: bool = True) -> flo
     classifier's bias alone. labels: [N], of the images trained on. is_mixed: as in training; False
     is the level of an evaluation.
     """
-    loss = plan.recipe.loss.of_image
+    loss = plan.loss.of_image
+    if plan.recipe.sampling is not None and is_mixed:  # as training shows them
+        sampled = Sampled(plan.recipe.sampling, labels, plan.recipe.epochs)
+        labels = labels[sampled.shown(plan.seed, 0, len(labels))[0]]
     targets_of = mean_targets if loss.is_linear else _targets
     return lowest_constant_loss(loss, targets_of(plan, labels, is_mixed))
 
@@ -42,7 +45,7 @@ def mean_targets(plan: Plan, labels: np.ndarray, is_mixed: bool = True) -> Tenso
     num_classes, smoothing = plan.profile.num_classes, plan.recipe.smoothing
     counts = torch.from_numpy(np.bincount(labels, minlength=num_classes)).double()
     of_each = one_hot_targets(torch.arange(num_classes), num_classes, smoothing).double()
-    threshold = plan.recipe.loss.of_image.target_threshold
+    threshold = plan.loss.of_image.target_threshold
     if threshold is None:
         return counts / counts.sum() @ of_each
     if plan.recipe.mix is None or not is_mixed:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from trainer.components.crops import evaluation_size
-from trainer.inference.classifier import Classifier, num_logits
+from trainer.inference.classifier import Classifier
 from trainer.inference.export.formats import INPUT, OUTPUT, Format
+from trainer.models.trained import num_logits
 
 _SCRIPT = '''\
 """Classify image files: python use.py photo.jpg ...   Needs {needs}, numpy and pillow."""
@@ -26,7 +27,7 @@ for file in sys.argv[1:]:
     if image.mode.startswith("I"):  # 16 bits a pixel
         image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
     image = image.convert("RGB"){to_grey}
-    size = [int(facts["resize_px"] * length / min(image.size)) for length in image.size]
+    size = {size}
     image = resized(image, *size)
     left, top = (round((length - side) / 2) for length in image.size)
     pixels = np.asarray(image.crop((left, top, left + side, top + side)), np.float32)
@@ -56,6 +57,11 @@ def resized(image, width, height):
     return Image.fromarray(np.rint(pixels).astype(np.uint8).squeeze())
 '''
 
+_SIZES = {
+    "center": '[int(facts["resize_px"] * length / min(image.size)) for length in image.size]',
+    "squash": '[facts["resize_px"]] * 2',
+}
+
 _TO_GREY = {1: '.convert("L")', 3: ""}
 
 
@@ -74,6 +80,7 @@ def preprocessing(classifier: Classifier, form: Format, file: str) -> dict[str, 
         "size_px": image.test_px,
         "resize_px": evaluation_size(image.test_px, image.crop_share),
         "crop_share": image.crop_share,
+        "crop_mode": image.crop_mode,
         "interpolation": image.interpolation,
         "mean": list(image.mean),
         "std": list(image.std),
@@ -83,10 +90,10 @@ def preprocessing(classifier: Classifier, form: Format, file: str) -> dict[str, 
 
 def use_script(classifier: Classifier, form: Format) -> str | None:
     """A script that classifies image files without this package; None for images of channels that
-    no image file has.
+    no image file has, or with a border.
     """
     image = classifier.image
-    if image.channels not in _TO_GREY:
+    if image.channels not in _TO_GREY or image.crop_mode not in _SIZES:
         return None
     is_smoothed = image.interpolation != "bilinear_no_antialias"
     resize = _SMOOTHED.format(name=image.interpolation.upper()) if is_smoothed else _NOT_SMOOTHED
@@ -94,6 +101,7 @@ def use_script(classifier: Classifier, form: Format) -> str | None:
         needs=form.use_needs,
         opened=form.use_open,
         resize=resize,
+        size=_SIZES[image.crop_mode],
         to_grey=_TO_GREY[image.channels],
         run=form.use_run,
     )

@@ -114,7 +114,7 @@ class Segmentation(Task):
         if not len(of_pixels):
             return logits.float().sum() * 0
         targets = one_hot_targets(masks[is_scored].long(), self._num_classes, smoothing or 0.0)
-        return self.plan.recipe.loss(of_pixels, targets)
+        return self.plan.loss(of_pixels, targets)
 
     def blank_targets(self, num_images: int, device: str) -> Tensor:
         side = self.plan.recipe.image.train_px
@@ -134,7 +134,7 @@ class Segmentation(Task):
         for place in places.astype(np.int64):
             counts += np.bincount(images.read_target(int(place)).ravel(), minlength=256)
         shares = counts[: self._num_classes] / max(1, counts[: self._num_classes].sum())
-        loss = self.plan.recipe.loss.of_image
+        loss = self.plan.loss.of_image
         of_each = one_hot_targets(
             torch.arange(self._num_classes), self._num_classes, self.plan.recipe.smoothing
         ).double()
@@ -253,9 +253,10 @@ class SegmentationSection(TaskSection):
         """[b, px, px] uint8."""
         return moved_masks(images, places, moved)
 
-    def evaluation_stream(self, images: MaskedSet, plan, batch_images: int) -> MaskedStream:
-        image = plan.recipe.image
-        return MaskedStream(images, image.test_px, image.test_interpolation)
+    def evaluation_stream(
+        self, images: MaskedSet, plan, batch_images: int, test_px: int
+    ) -> MaskedStream:
+        return MaskedStream(images, test_px, plan.recipe.image.test_interpolation)
 
     def model_options(self) -> dict[str, Any]:
         return {} if self.output_stride is None else {"output_stride": self.output_stride}
@@ -276,6 +277,7 @@ class SegmentationSection(TaskSection):
         refused = {
             "mix": recipe.mix is not None,
             "augment_splits": recipe.augment_splits is not None,
+            "distill": recipe.distill is not None,
             **{f"augment.{name}": True for name in moving},
             "image.growth.shrink": growth is not None and growth.shrink is not None,
             "model.head_init_scale": bool(recipe.model and recipe.model.head_init_scale),
