@@ -51,9 +51,13 @@ class Loss(Component):
 
 
 class ImageLoss(Loss):
-    """A loss of one answer an image; most are, and derive from this."""
+    """A loss of one answer an image; most are, and derive from this.
+
+    asks_each_class: each logit answers for itself, so that no class at all is an answer too.
+    """
 
     kind: ClassVar[str] = "loss"
+    asks_each_class: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -139,6 +143,7 @@ class _PerClass(ImageLoss):
     """
 
     is_linear: ClassVar[bool] = True
+    asks_each_class: ClassVar[bool] = True
     threshold: Annotated[float, Field(ge=0, lt=1)] | None = None
     sum_classes: bool = False
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from trainer.base.json_text import json_file
 from trainer.models.initialization import head_places
-from trainer.models.weights import TIMM
+from trainer.models.weights import TIMM, TORCHVISION
+from trainer.models.zoo import timm_name, torchvision_models
 
 
 def num_logits(model: nn.Module) -> int:
@@ -33,10 +34,11 @@ def shown_as(model: str, weights: str, path: Path) -> dict[str, Any]:
     them, else by the model's name.
     """
     own = config_beside(path).get("pretrained_cfg")
-    name = weights.removeprefix(TIMM) if weights.startswith(TIMM) else model
-    config = timm.get_pretrained_cfg(name)
+    is_named = weights.startswith((TIMM, TORCHVISION))
+    name = weights.removeprefix(TIMM) if is_named else torchvision_models.tagged(model, path.name)
+    config = timm.get_pretrained_cfg(timm_name(name))
     assert config is not None, "check_model_name"
-    is_beside = isinstance(own, dict) and not weights.startswith(TIMM)
+    is_beside = isinstance(own, dict) and not is_named
     return config.to_dict() | (own if is_beside else {})
 
 

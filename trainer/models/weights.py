@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from trainer.base.disk import UnfitFile, read_regular
 from trainer.base.errors import UserError, did_you_mean
 from trainer.base.json_text import json_file
+from trainer.models.zoo import torchvision_models
 
 LARGEST_WEIGHTS_BYTES = 2**36  # read whole into memory
-TIMM = "timm:"
+TIMM, TORCHVISION = "timm:", torchvision_models.SCHEME
 RUN = "run:"
 _FILES = ("model.safetensors", "pytorch_model.bin")  # of a run folder, and of a timm local-dir:
 # where other programs keep the weights in their checkpoints; an average of them comes first
@@ -52,13 +53,15 @@ class WeightsFile:
 
 def weights_path(given: str) -> Path:
     """The file that is meant by a path, a folder with weights (a run's, timm's local-dir:),
-    `run:<name>`, which is runs/<name>, or `timm:<model>.<tag>`, which is downloaded to Hugging
-    Face's cache unless it is there.
+    `run:<name>`, which is runs/<name>, `timm:<model>.<tag>`, which is downloaded to Hugging Face's
+    cache unless it is there, or `torchvision:<model>.<tag>`, to torch's.
 
-    Raises WeightsError for a name that timm has no weights for, or a download that fails.
+    Raises WeightsError for a name that has no weights there, or a download that fails.
     """
     if given.startswith(TIMM):
         return _of_timm(given.removeprefix(TIMM))
+    if given.startswith(TORCHVISION):
+        return _of_torchvision(given)
     if given.startswith(RUN):
         given = f"runs/{given.removeprefix(RUN)}"
     path = Path(given.removeprefix("local-dir:"))
@@ -243,3 +246,28 @@ def _of_timm(name: str) -> Path:
             f"{TIMM}{name}: cannot be downloaded ({reason})",
             f"download {repository}'s {_FILES[0]} where there is a network, and give its path",
         ) from None
+
+
+def _of_torchvision(name: str) -> Path:
+    """The file of torchvision's weights of a name, downloaded unless it is in the cache."""
+    known = torchvision_models.known_weights(name.partition(".")[0])
+    url = known.get(name)
+    if url is None:
+        raise WeightsError(
+            f"{name}: torchvision has no such weights{did_you_mean(name, list(known))}",
+            f"use {' or '.join(known)}" if known else _REMEDY,
+        )
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if path.exists():
+        return path
+    digest = path.stem.rpartition("-")[2]  # the name ends in the first digits of its sha256
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), digest, progress=False)
+    except Exception as error:  # of the network, of the server, of the disk: whatever it raises
+        reason = " ".join(str(error).split())[:150] or type(error).__name__
+        raise WeightsError(
+            f"{name}: cannot be downloaded ({reason})",
+            f"download {url} where there is a network, and give its path",
+        ) from None
+    return path
