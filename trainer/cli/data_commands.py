@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
 from rich.text import Text
 
 from trainer.base.commands import command
@@ -14,6 +16,7 @@ from trainer.base.cores import num_cores
 from trainer.base.disk import why, write_atomically
 from trainer.base.errors import UserError, did_you_mean
 from trainer.base.settings import worker_count
+from trainer.base.terminal import readable
 from trainer.data.check import DataReport
 from trainer.data.check import check_data as check_images
 from trainer.data.dataset import OpenedData, open_data
@@ -68,7 +71,7 @@ def check_data(
                 raise
         else:
             _show_profile(out, measured, data, folder, profile, is_sound)
-    _show_class_weights(out, list(reports["train"].class_counts.values()))
+    _show_class_weights(out, reports["train"].class_counts)
     if page is not None:
         _write_page(out, page, opened, reports, measured or known)
     return is_sound
@@ -127,12 +130,18 @@ def _show_profile(
         )
 
 
-def _show_class_weights(out: Console, counts: list[int]) -> None:
+def _show_class_weights(out: Console, class_counts: Mapping[str, int]) -> None:
     """How uneven classes may be weighted; nothing where they are even, or too many to write."""
+    counts = list(class_counts.values())
     if max(counts) < _UNEVEN * min(counts) or len(counts) > _MOST_WEIGHTS:
         return
-    out.print(Text("uneven classes; weights that a loss may give them (ce and bce):"))
-    for rule, weights in class_weights(counts).items():
+    out.print(Text("uneven classes; weights that a loss may give them (ce and bce), in this order:"))
+    rules = class_weights(counts)
+    table = Table("class", "images", *rules, box=None, pad_edge=False)
+    for name, count, *weights in zip(class_counts, counts, *rules.values(), strict=True):
+        table.add_row(Text(readable(name)), f"{count:,}", *(f"{one:g}" for one in weights))
+    out.print(Padding(table, (0, 0, 0, 2)))
+    for rule, weights in rules.items():
         written = as_set({"loss.class_weights": tuple(weights)})
         out.print(Text(f"  {rule}: {written}"), soft_wrap=True)
 

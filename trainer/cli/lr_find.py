@@ -9,7 +9,7 @@ import typer
 
 from trainer.base.signals import StopRequest
 from trainer.cli import options
-from trainer.cli.options import app, user_errors, with_weights
+from trainer.cli.options import app, user_errors
 
 
 @app.command("lr-find")
@@ -65,6 +65,6 @@ def lr_find(
 
         machine = {"precision": precision, "workers": workers, "runs": runs, "results": results}
         request = ramp, low, high, steps, seeds, curve
-        asked = recipe, model, data, data_dir, with_weights(set_, weights, runs), again
+        asked = recipe, model, data, data_dir, set_, weights, again
         code = find_on_ranks(asked, request, device, machine, gpus, procs, stop)
     raise typer.Exit(code)

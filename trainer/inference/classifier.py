@@ -13,7 +13,6 @@ from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
 from trainer.base.errors import PlanError
-from trainer.base.json_text import json_file
 from trainer.base.settings import Settings
 from trainer.data.decode import RESAMPLING
 from trainer.data.transforms import autocast, scored_inputs
@@ -21,7 +20,13 @@ from trainer.models.build import check_model_name, refusal
 from trainer.models.edit.replacement import classifier_of
 from trainer.models.initialization import load_pretrained
 from trainer.models.spec import Pretrained
-from trainer.models.weights import TIMM, WeightsError, read_weights, weights_path
+from trainer.models.weights import (
+    WeightsError,
+    config_beside,
+    read_weights,
+    shown_facts,
+    weights_path,
+)
 from trainer.runs.export import weights_digest
 from trainer.runs.run_folder import open_model, recipe_of
 
@@ -102,7 +107,7 @@ def of_run(folder: Path) -> Classifier:
         tuple(profile["mean"]),
         tuple(profile["std"]),
     )
-    names = _label_names(folder, profile["num_classes"])
+    names = _label_names(folder / "model.safetensors", profile["num_classes"])
     digest = weights_digest(model)
     return Classifier(folder.name, model, found, names, digest, test_flip=image.test_flip or False)
 
@@ -124,7 +129,7 @@ def of_weights(model: str, weights: str) -> Classifier:
     loaded = load_pretrained(made, Pretrained(file=weights, sha256=file.sha256), head)
     if not any(f"{name}.weight" in loaded.places for name in _head_names(made)):
         raise WeightsError(f"{path}: has no classifier for {bare}", "use weights with one")
-    facts = _facts(model, weights, path)
+    facts = shown_facts(model, weights, path)
     found = ImageFacts(
         facts["input_size"][0],
         (facts.get("test_input_size") or facts["input_size"])[-1],
@@ -133,7 +138,7 @@ def of_weights(model: str, weights: str) -> Classifier:
         tuple(facts["mean"]),
         tuple(facts["std"]),
     )
-    names = _label_names(path.parent, head)
+    names = _label_names(path, head)
     meanings: tuple[str, ...] = ()
     if not names and head == _IMAGENET_CLASSES:
         imagenet = ImageNetInfo("imagenet-1k")
@@ -166,18 +171,6 @@ def shown_otherwise(classifier: Classifier, changes: Mapping[str, Any]) -> Class
     return replace(classifier, image=image)
 
 
-def _facts(model: str, weights: str, path: Path) -> dict[str, Any]:
-    """What timm says of how images are shown to weights: by their tag, by the config.json beside
-    them, else by the model's name.
-    """
-    own = _config(path.parent).get("pretrained_cfg")
-    name = weights.removeprefix(TIMM) if weights.startswith(TIMM) else model
-    config = timm.get_pretrained_cfg(name)
-    assert config is not None, "check_model_name"
-    is_beside = isinstance(own, dict) and not weights.startswith(TIMM)
-    return config.to_dict() | (own if is_beside else {})
-
-
 def _head_names(model: nn.Module) -> list[str]:
     """The dotted names of a model's classifiers: two where it was distilled."""
     head = classifier_of(model)
@@ -199,19 +192,11 @@ def num_logits(model: nn.Module) -> int:
     return number
 
 
-def _label_names(folder: Path, number: int) -> tuple[str, ...]:
-    """The names of so many classes in a folder's config.json, as a run and timm write it; empty
-    where there are none.
+def _label_names(weights: Path, number: int) -> tuple[str, ...]:
+    """The names of so many classes in the config.json beside weights; empty where there are
+    none.
     """
-    names = _config(folder).get("label_names")
+    names = config_beside(weights).get("label_names")
     if not isinstance(names, list) or len(names) != number:
         return ()
     return tuple(names) if all(isinstance(one, str) for one in names) else ()
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    try:
-        found = json_file(folder / "config.json")
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

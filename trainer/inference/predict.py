@@ -42,7 +42,7 @@ class Answer:
 def check_format(out: Path) -> None:
     """Raises UserError for a file name of another format, or parquet without its package."""
     if out.suffix not in FORMATS:
-        raise UserError(f"out={out}: unknown format", f"use a name that ends in {list(FORMATS)}")
+        raise UserError(f"out={out}: unknown format", f"use a name that ends in {', '.join(FORMATS)}")
     if out.suffix == ".parquet":
         try:
             import pyarrow.parquet  # noqa: F401  an extra

@@ -28,7 +28,12 @@ from trainer.data.dataset import OpenedData, open_data
 from trainer.data.profile import data_folder
 from trainer.data.workers import Watch
 from trainer.distributed.communicator import Ranks, alone
-from trainer.lr_finder.baseline import bias_only_loss, check_hold_out, hold_out
+from trainer.lr_finder.baseline import (
+    bias_only_loss,
+    check_hold_out,
+    equal_odds_loss,
+    hold_out,
+)
 from trainer.lr_finder.candidates import Lengths, decide, lengths_for
 from trainer.lr_finder.output import lr_find_name, write_results
 from trainer.lr_finder.plots import draw
@@ -121,7 +126,8 @@ class LRFinderResult:
     with its spread.
 
     plan: of the run that the value is for. num_held_out: images of the slice. folder: None where
-    nothing was written.
+    nothing was written. equal_odds_nats: the loss on the slice of answers that say the same of
+    every class.
     """
 
     suggestion: Suggestion
@@ -134,6 +140,7 @@ class LRFinderResult:
     num_held_out: int
     asked: dict[str, Any]
     folder: Path | None
+    equal_odds_nats: float | None = None
 
     @property
     def command(self) -> str | None:
@@ -300,6 +307,7 @@ def _decided(
         num_held_out=setup.data.val.num_images,
         asked=setup.asked,
         folder=folder,
+        equal_odds_nats=equal_odds_loss(setup.trial_plan, setup.data.val.labels),
     )
 
 
@@ -331,7 +339,7 @@ def train_command(job: Job, recipe: Recipe, scalar: Scalar, value: float) -> str
     given = overrides_of(job.overrides)
     text = overrides_text({label: given[label] for label in given if label not in ours} | ours)
     places = {"recipe": job.recipe, "model": job.model, "data": job.data, "data_dir": job.data_dir}
-    return command(**places, set=text)
+    return command(**places, weights=job.weights and job.weights.word, set=text)
 
 
 def _with_ends(recipe: Recipe, scalar: Scalar, value: float) -> dict[str, float | int]:

@@ -16,7 +16,7 @@ from trainer.base.errors import PlanError, did_you_mean
 from trainer.models.edit.layer_kinds import FROZEN_NORMS, AnyBatchNorm, RunningNorm, can_join
 from trainer.models.edit.replacement import Replacement, is_norm
 from trainer.models.freezing import freeze_for_good
-from trainer.models.initialization import initialize_weights
+from trainer.models.initialization import initialize_weights, scale_head
 from trainer.models.parts.depth import LayerScale
 from trainer.models.parts.norm_layers import StepNorm
 
@@ -89,11 +89,17 @@ def assembled(plan: Plan) -> tuple[nn.Module, tuple[Replacement, ...]]:
     section, image_px = plan.recipe.model, plan.recipe.image.train_px
     options = _model_options(plan) | size_options(plan)
     parts = [] if section is None else [part for _, part in section.parts()]
-    layer_scale = options.get("ls_init_value")
+    layer_scale, head_scale = options.get("ls_init_value"), options.get("head_init_scale")
     if layer_scale is not None and not takes_option(plan.model, ls_init_value=layer_scale):
         parts.append(LayerScale(start=options.pop("ls_init_value")))
+    is_timms = head_scale is None or takes_option(plan.model, head_init_scale=head_scale)
+    if not is_timms:
+        del options["head_init_scale"]
     model = create_model(plan.model, plan.profile.num_classes, plan.profile.channels, options)
-    return model, tuple(part.apply(model, image_px) for part in parts)
+    replacements = tuple(part.apply(model, image_px) for part in parts)
+    if head_scale is not None and not is_timms:
+        replacements += (scale_head(model, head_scale),)
+    return model, replacements
 
 
 def takes_option(model: str, **option: Any) -> bool:

@@ -100,7 +100,7 @@ class Model(StrictModel):
     """What is changed in the model as timm builds it; absent: nothing.
 
     zero_init_last: the last gamma of each residual branch starts at zero, whatever norm it belongs
-    to.
+    to. head_init_scale: what a new classifier's weights and biases are multiplied by, in any model.
     """
 
     zero_init_last: bool | None = None

@@ -7,8 +7,12 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import ssl
 import sys
-from collections.abc import Mapping
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +50,78 @@ class WeightsFile:
     sha256: str
     tensors: dict[str, Tensor]
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class GivenWeights:
+    """weights= as it was written, and what it stands for.
+
+    word: as written. file, sha256: of `model.pretrained`. mean, std: per channel, what the weights
+    expect images to be normalized by, in units where black is 0 and white is 1; empty where nobody
+    says.
+    """
+
+    word: str
+    file: str
+    sha256: str
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def overrides(self, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
+        """What a recipe is changed by, on data of this mean and deviation per channel: those of the
+        weights come with them, as in timm's fine-tuning, where they differ.
+
+        Weights for another number of channels say nothing of these.
+        """
+        made: dict[str, Any] = {
+            "model.pretrained.file": self.file,
+            "model.pretrained.sha256": self.sha256,
+        }
+        own, data = (self.mean, self.std), (tuple(mean), tuple(std))
+        if own != data and [len(one) for one in own] == [len(one) for one in data]:
+            made |= {"image.mean": self.mean, "image.std": self.std}
+        return made
+
+
+def given_weights(word: str, model: str, runs: Path) -> GivenWeights | None:
+    """What weights= means for a timm model, read and hashed now; None where it is empty.
+
+    Raises WeightsError.
+    """
+    if not word:
+        return None
+    given = str(runs / word) if (runs / word).is_dir() else word
+    try:
+        path = weights_path(given)
+        sha256 = read_weights(path).sha256
+    except WeightsError as error:
+        raise error.raised_as(WeightsError, place="weights") from None
+    facts = shown_facts(model, given, path)
+    mean, std = (tuple(map(float, facts.get(key) or ())) for key in ("mean", "std"))
+    return GivenWeights(word, given, sha256, mean, std)
+
+
+def shown_facts(model: str, weights: str, path: Path) -> dict[str, Any]:
+    """What is known of how images are shown to weights, in timm's words: by their tag, by the
+    config.json beside them, else by the model's name. path: of their file.
+    """
+    name = weights.removeprefix(TIMM) if weights.startswith(TIMM) else model
+    try:
+        config = timm.get_pretrained_cfg(name)
+    except RuntimeError:  # no such tag
+        config = None
+    own = config_beside(path).get("pretrained_cfg")
+    is_beside = isinstance(own, dict) and not weights.startswith(TIMM)
+    return (config.to_dict() if config else {}) | (own if is_beside else {})
+
+
+def config_beside(path: Path) -> dict[str, Any]:
+    """The config.json that a run and timm write beside weights; empty where there is none."""
+    try:
+        found = json_file(path.parent / "config.json")
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def weights_path(given: str) -> Path:
@@ -210,13 +286,46 @@ def _of_timm(name: str) -> Path:
     import huggingface_hub  # a dependency of timm's that takes a second to import
 
     repository, _, revision = config.hf_hub_id.partition("@")
-    try:
-        return Path(
-            huggingface_hub.hf_hub_download(repository, _FILES[0], revision=revision or None)
-        )
-    except Exception as error:  # of the network, of the hub, of the disk: whatever it raises
-        reason = " ".join(str(error).split())[:150] or type(error).__name__
-        raise WeightsError(
-            f"{TIMM}{name}: cannot be downloaded ({reason})",
-            f"download {repository}'s {_FILES[0]} where there is a network, and give its path",
-        ) from None
+    hub = huggingface_hub.constants
+    where = {"repo_id": repository, "filename": _FILES[0], "revision": revision or None}
+    there = huggingface_hub.try_to_load_from_cache(**where, cache_dir=hub.HF_HUB_CACHE)
+    if isinstance(there, str):
+        return Path(there)
+    reason = "HF_HUB_OFFLINE is set" if hub.HF_HUB_OFFLINE else unreachable(hub.ENDPOINT)
+    if not reason:
+        try:
+            return Path(huggingface_hub.hf_hub_download(**where))
+        except Exception as error:  # of the network, of the hub, of the disk: whatever it raises
+            reason = " ".join(str(error).split())[:150] or type(error).__name__
+    raise WeightsError(
+        f"{TIMM}{name}: not in {hub.HF_HUB_CACHE}, and cannot be downloaded ({reason})",
+        f"download {hub.ENDPOINT}/{repository}/resolve/{revision or 'main'}/{_FILES[0]} where there"
+        f" is a network, then weights=<the path of {_FILES[0]}>",
+    )
+
+
+def unreachable(url: str, timeout_s: float = 3.0) -> str:
+    """Why a server does not answer at all within a few seconds; empty where it does, be it with an
+    error.
+
+    The hub's own client tries again for half a minute, and a name without a server to ask can take
+    as long to look up: hence a thread, which is left behind.
+    """
+    found = [f"{url} does not answer within {timeout_s:g} s"]
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=timeout_s)
+        except urllib.error.URLError as error:
+            is_answer = isinstance(error, urllib.error.HTTPError)
+            is_secret = isinstance(error.reason, ssl.SSLError)  # the hub's client has its own roots
+            found[0] = "" if is_answer or is_secret else f"{url}: {error.reason}"
+        except OSError as error:
+            found[0] = f"{url}: {error}"
+        else:
+            found[0] = ""
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(timeout_s)
+    return found[0]

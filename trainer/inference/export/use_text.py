@@ -5,13 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 from trainer.components.crops import evaluation_size
+from trainer.data.index import EXTENSIONS
 from trainer.inference.classifier import Classifier, num_logits
 from trainer.inference.export.formats import INPUT, OUTPUT, Format
 
 _SCRIPT = '''\
-"""Classify image files: python use.py photo.jpg ...   Needs {needs}, numpy and pillow."""
+"""Classify images: python use.py <photo or folder> ...   Needs {needs}, numpy and pillow."""
 import json, sys
 from pathlib import Path
+
+KINDS = {kinds}
+given = [Path(word) for word in sys.argv[1:]]
+inside = [sorted(p for p in path.rglob("*") if p.suffix.lower() in KINDS) for path in given]
+files = [file for path, found in zip(given, inside) for file in (found if path.is_dir() else [path])]
+if not files:
+    print("usage: python use.py <photo or folder of photos> ...", file=sys.stderr)
+    sys.exit(2)
+
 import numpy as np
 import {needs}
 from PIL import Image
@@ -21,8 +31,13 @@ mean, std = (255 * np.array(facts[name], np.float32)[:, None, None] for name in 
 side, path = facts["size_px"], str(Path(__file__).parent / facts["file"])
 {opened}
 {resize}
-for file in sys.argv[1:]:
-    image = Image.open(file)
+for file in files:
+    try:
+        image = Image.open(file)
+        image.load()
+    except OSError as error:
+        print(f"{{file}}: cannot be read as an image ({{error}})", file=sys.stderr)
+        continue
     if image.mode.startswith("I"):  # 16 bits a pixel
         image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
     image = image.convert("RGB"){to_grey}
@@ -56,6 +71,8 @@ def resized(image, width, height):
     return Image.fromarray(np.rint(pixels).astype(np.uint8).squeeze())
 '''
 
+# image files by extension: what pillow opens of what predict takes
+KINDS = tuple(one for one in EXTENSIONS if one != ".npy")
 _TO_GREY = {1: '.convert("L")', 3: ""}
 
 
@@ -91,6 +108,7 @@ def use_script(classifier: Classifier, form: Format) -> str | None:
     is_smoothed = image.interpolation != "bilinear_no_antialias"
     resize = _SMOOTHED.format(name=image.interpolation.upper()) if is_smoothed else _NOT_SMOOTHED
     return _SCRIPT.format(
+        kinds=KINDS,
         needs=form.use_needs,
         opened=form.use_open,
         resize=resize,

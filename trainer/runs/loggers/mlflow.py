@@ -9,11 +9,13 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read where it is imported
 
+import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 
@@ -47,6 +49,11 @@ class Mlflow(PackageTracker):
                 self.run_id = run_id
                 self._client.update_run(run_id, status="RUNNING")
         self.where = given or tracker_command("mlflow", "ui", "--backend-store-uri", uri)
+        if not given and find_spec("flask") is None:  # mlflow-skinny logs, and has no page
+            self.where += (
+                f" (its page needs all of mlflow: .venv/bin/python -m pip install"
+                f" mlflow=={mlflow.__version__})"
+            )
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         now_ms = int(time.time() * 1000)
