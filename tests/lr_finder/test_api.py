@@ -3,6 +3,7 @@ page.
 """
 
 import hashlib
+import math
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,7 @@ from trainer.lr_finder.api import (
     set_up,
     train_command,
 )
+from trainer.lr_finder.baseline import equal_odds_loss
 from trainer.lr_finder.ramp import RATE, Scalar
 from trainer.recipe.overrides import overrides_of
 from trainer.recipe.schema import apply_overrides
@@ -270,6 +272,10 @@ def test_floors_are_of_the_curve_that_they_are_drawn_for():
         baselines.train > baselines.held_out + 0.05
     )  # two yeses an image, where it is mixed and the threshold is passed
     assert baseline_losses(replace(setup, scalar=Scalar("smoothing", 0.1))).train is None
+    labels = setup.data.val.labels
+    assert equal_odds_loss(setup.trial_plan, labels) == pytest.approx(math.log(2))  # of A2's BCE
+    ce = plan_of(Job("gn-ws", "test_resnet"))
+    assert equal_odds_loss(ce, labels) == pytest.approx(math.log(10))
 
 
 @pytest.mark.parametrize("recipe", ["A1", "convnext", "ffcv-rn18-16", "gn-ws", "torchvision-v1"])

@@ -135,7 +135,9 @@ def _show_class_weights(out: Console, class_counts: Mapping[str, int]) -> None:
     counts = list(class_counts.values())
     if max(counts) < _UNEVEN * min(counts) or len(counts) > _MOST_WEIGHTS:
         return
-    out.print(Text("uneven classes; weights that a loss may give them (ce and bce), in this order:"))
+    out.print(
+        Text("uneven classes; weights that a loss may give them (ce and bce), in this order:")
+    )
     rules = class_weights(counts)
     table = Table("class", "images", *rules, box=None, pad_edge=False)
     for name, count, *weights in zip(class_counts, counts, *rules.values(), strict=True):

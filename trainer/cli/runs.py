@@ -71,7 +71,16 @@ def train(
         given = commands.given_weights(weights, model, runs)
         code = commands.train_job(
             commands.Job(
-                recipe, model, data, data_dir, seed, set_, bad_images, again, ablation, cell,
+                recipe,
+                model,
+                data,
+                data_dir,
+                seed,
+                set_,
+                bad_images,
+                again,
+                ablation,
+                cell,
                 weights=given,
             ),  # fmt: skip
             device,

@@ -124,7 +124,9 @@ def overridden(
     return result, deviations_between(recipe, result, origin)
 
 
-def check_keys(kind: type[StrictModel], data: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
+def check_keys(
+    kind: type[StrictModel], data: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> None:
     """Refuse overrides of keys that data of a class cannot have, whatever their values. Raises
     OverrideError.
     """

@@ -119,7 +119,9 @@ def weights_note(out: Console, plan: Plan) -> None:
 def normalization_note(out: Console, plan: Plan) -> None:
     """Where images are not normalized by the data's own mean and deviation, by whose instead."""
     if plan.recipe.image.mean is not None:
-        whose = "the weights'" if plan.recipe.model and plan.recipe.model.pretrained else "the recipe's"
+        whose = (
+            "the weights'" if plan.recipe.model and plan.recipe.model.pretrained else "the recipe's"
+        )
         line = (
             f"note: images are normalized by {whose} mean and deviation; by the data's own:"
             ' set="image.mean=null image.std=null"'

@@ -258,7 +258,7 @@ def _find_set(name: str, data_dir: Path | None, split: str) -> ImageSet:
     if data_dir is None:
         raise DataError(
             f"{name}: a data profile does not say where its images are, and no data_dir= does",
-            "add data_dir=<the folder with train/<class>/… and val/<class>/…>",
+            "add data_dir=<folder with train/<class>/… and val/<class>/…>",
         )
     return FolderSet(open_files(data_dir, split))  # raises: names what the folder lacks
 

@@ -48,12 +48,7 @@ class Mlflow(PackageTracker):
             else:
                 self.run_id = run_id
                 self._client.update_run(run_id, status="RUNNING")
-        self.where = given or tracker_command("mlflow", "ui", "--backend-store-uri", uri)
-        if not given and find_spec("flask") is None:  # mlflow-skinny logs, and has no page
-            self.where += (
-                f" (its page needs all of mlflow: .venv/bin/python -m pip install"
-                f" mlflow=={mlflow.__version__})"
-            )
+        self.where = given or page_command(uri)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         now_ms = int(time.time() * 1000)
@@ -91,6 +86,17 @@ class Mlflow(PackageTracker):
 
 
 open_tracker = Mlflow
+
+
+def page_command(uri: str) -> str:
+    """What shows a store's page here, and what it needs first, where mlflow-skinny alone is
+    installed: that logs, and has no page.
+    """
+    shows = tracker_command("mlflow", "ui", "--backend-store-uri", uri)
+    if find_spec("flask") is not None:
+        return shows
+    needs = f".venv/bin/python -m pip install mlflow=={mlflow.__version__}"
+    return f"{shows} (which needs all of mlflow: {needs})"
 
 
 @contextlib.contextmanager
