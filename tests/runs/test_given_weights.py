@@ -10,6 +10,7 @@ import safetensors.torch
 import timm
 import torch
 
+import trainer
 from support import forked
 from support.commands import rsb
 from support.endings import ending
@@ -142,6 +143,11 @@ def test_what_is_printed_has_no_word_twice(weights):
     estimate = rsb("plan", "--recipe", "A2", "--model", "test_resnet", "--weights", weights).output
     assert "sha256:" in estimate  # among the deviations
     assert "model.pretrained.sha256=" not in estimate.replace("\n", "")
+
+
+def test_from_python_they_are_given_as_on_the_command_line(weights):
+    made = trainer.plan("A2", "test_resnet", set=small_set(), weights=weights)
+    assert made.recipe.digest == plan_from(weights).recipe.digest
 
 
 @pytest.mark.parametrize("label", ["file", "sha256"])

@@ -82,7 +82,7 @@ def train(
                 ablation,
                 cell,
                 weights=given,
-            ),  # fmt: skip
+            ),
             device,
             {
                 "precision": precision,

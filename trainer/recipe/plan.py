@@ -214,7 +214,7 @@ def _normalized(profile: Profile, recipe: Recipe) -> Profile:
         raise PlanError(
             f"image.mean has {len(mean)} numbers, the images of {profile.name}"
             f" {counted(profile.channels, 'channel')}",
-            'write one per channel, or use set="image.mean=null image.std=null" for the data\'s own',
+            'write one per channel; the data\'s own: set="image.mean=null image.std=null"',
             path=("image", "mean"),
         )
     return profile.model_copy(update={"mean": mean, "std": std})

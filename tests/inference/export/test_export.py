@@ -176,7 +176,7 @@ def test_the_script_without_a_photo_says_how_to_use_it(plain, tmp_path, photos):
     (inside / "bad.jpg").write_bytes(b"no image")
     (inside / "notes.txt").touch()
     done = used(tmp_path / "all")
-    assert done.returncode == 0 and done.stderr.count("\n") == 1 and "bad.jpg" in done.stderr
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "bad.jpg" in done.stderr
     named = [line.split("  ")[0] for line in done.stdout.splitlines()]
     assert named == [str(inside / path.name) for path in sorted(photos.iterdir())]
 

@@ -189,7 +189,7 @@ def _refuse_unsplit(root: Path) -> None:
             f"use `{command('split', data=root)}`, then data={quoted(str(split_name(root)))}",
         )
     if begins_with_images(root):
-        answers = command("predict", run="<run>", images=root)
+        answers = f"{command('predict', images=root)} run=<run>"
         raise DataError(
             f"{root}: images without class folders, so without labels",
             f"to train on them, sort them into {root}/<class>/…, then"

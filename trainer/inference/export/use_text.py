@@ -15,9 +15,10 @@ import json, sys
 from pathlib import Path
 
 KINDS = {kinds}
-given = [Path(word) for word in sys.argv[1:]]
-inside = [sorted(p for p in path.rglob("*") if p.suffix.lower() in KINDS) for path in given]
-files = [file for path, found in zip(given, inside) for file in (found if path.is_dir() else [path])]
+files = []
+for path in map(Path, sys.argv[1:]):
+    inside = sorted(one for one in path.rglob("*") if one.suffix.lower() in KINDS)
+    files += inside if path.is_dir() else [path]
 if not files:
     print("usage: python use.py <photo or folder of photos> ...", file=sys.stderr)
     sys.exit(2)
@@ -31,12 +32,14 @@ mean, std = (255 * np.array(facts[name], np.float32)[:, None, None] for name in 
 side, path = facts["size_px"], str(Path(__file__).parent / facts["file"])
 {opened}
 {resize}
+bad = []
 for file in files:
     try:
         image = Image.open(file)
         image.load()
     except OSError as error:
         print(f"{{file}}: cannot be read as an image ({{error}})", file=sys.stderr)
+        bad.append(file)
         continue
     if image.mode.startswith("I"):  # 16 bits a pixel
         image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
@@ -50,6 +53,8 @@ for file in files:
     shares = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
     best = (-shares).argsort()[:5]
     print(file, *(f"{{facts['classes'][k]}} {{shares[k]:.4f}}" for k in best), sep="  ")
+if bad:
+    sys.exit(1)
 '''
 
 _SMOOTHED = """
