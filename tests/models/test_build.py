@@ -72,7 +72,7 @@ def test_a_new_classifier_is_scaled_in_any_model_and_nothing_else_is(model):
     sizes = " image.train_px=224 image.test_px=224" * model.startswith("deit")
     plain, scaled = (
         build_model(small_plan("torchvision-v1", model, given + sizes)).state_dict()
-        for given in ("model=null", "model={head_init_scale: 0.5}")
+        for given in ("model=null", "'model={head_init_scale: 0.5}'")
     )
     heads = {"fc", "head", "head_dist", "classifier"}
     for name, weight in plain.items():

@@ -203,11 +203,11 @@ def _labels(kind: type[StrictModel], data: Any, path: Path = ()) -> Iterator[str
     """
     value = value_at(data, path)
     here = chosen(kinds_at(kind, data, path), value)
-    keys: dict[str | int, None] = {}
+    keys: list[str | int] = [key for one in here for key in one.model_fields]
     if isinstance(value, (list, tuple)):
-        keys = dict.fromkeys(range(len(value)))
-    elif here or isinstance(value, Mapping):
-        keys = dict.fromkeys([*(key for one in here for key in one.model_fields), *(value or ())])
+        keys = list(range(len(value)))
+    elif isinstance(value, Mapping):
+        keys += [key for key in value if key not in keys]
     for key in keys:
         if path or key not in ABOUT:
             if isinstance(key, str):

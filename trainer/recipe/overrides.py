@@ -203,8 +203,7 @@ def _about(
     """An error of a value as one of the items that set it: null, not a missing key, turns a part
     off there. off: all that turns it off, where it is not that item alone.
     """
-    off = off or {labels[0]: None}
-    word = f"write {as_text(off)} to turn it off" if error.can_be_off else ""
+    word = f"write {as_text(off or {labels[0]: None})} to turn it off" if error.can_be_off else ""
     hint = ", or ".join(filter(None, [error.hint, word]))
     fields = {"hint": hint, "can_be_off": False, "place": place, "line": None, "labels": labels}
     return error.raised_as(OverrideError, **fields)
