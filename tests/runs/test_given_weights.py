@@ -59,9 +59,6 @@ def test_a_run_trained_on_as_a_new_one_names_its_parent(tmp_path):
     assert child["weights_sha256"] != row["weights_sha256"]
 
 
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-
-
 def beside(folder, **facts):
     """Weights of test_resnet with a config.json as timm and a run write it."""
     folder.mkdir()
@@ -93,7 +90,8 @@ def test_images_are_normalized_as_the_weights_were_trained(tmp_path):
 
 
 def test_a_file_alone_is_normalized_as_timm_says_of_its_model(weights):
-    assert plan_from(weights).profile.mean == IMAGENET[0]
+    assert plan_from(weights).profile.mean == timm.get_pretrained_cfg("test_resnet").mean
+    assert given_weights(str(weights), "resnet18", weights.parent).std == (0.229, 0.224, 0.225)
     model = "tf_efficientnet_lite0"
     assert given_weights(str(weights), model, weights.parent).mean == (0.5, 0.5, 0.5)
 

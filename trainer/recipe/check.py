@@ -190,10 +190,11 @@ def unknown_key(kind: type[StrictModel], data: Any, path: Path) -> ConfigError:
     known = {key for one in here for key in one.model_fields}
     found = f"{quoted(key)} is no key of {_place(kind, data, section)}"
     near = did_you_mean(key, known) if section else ""  # without a section it was left out
-    ends = [label for label in _labels(kind, data) if f".{label}".endswith(f".{key}")]
+    labels = dict.fromkeys(_labels(kind, data))
+    labels.pop(label_of(data, path), None)
+    ends = [label for label in labels if f".{label}".endswith(f".{key}")]
     if ends and not near:
-        hint = f"use {' or '.join(dict.fromkeys(ends))}"
-        return ConfigError(found, hint, path=path, kind="unknown_key")
+        return ConfigError(found, f"use {' or '.join(ends)}", path=path, kind="unknown_key")
     return ConfigError(f"{found}{suggestion(key, known)}", path=path, kind="unknown_key")
 
 
