@@ -50,6 +50,7 @@ from trainer.runs.loggers.first_batch import draw_first_batch
 from trainer.runs.remote_rows import pull_rows
 from trainer.runs.results import RowError, read_row, read_row_file, row_path, rows_folder, store_row
 from trainer.runs.run_folder import recipe_of
+from trainer.tasks import task_of
 
 ROOT = Path(__file__).parent.parent
 OUTSIDE = (
@@ -473,8 +474,8 @@ def test_an_error_of_a_rank_is_text(capsys):
 
 def test_a_class_may_have_any_name_that_a_folder_may_have(tmp_path):
     classes, targets = ["$^$ $\\frac{$", "\x1b]0;t\x07", "\udcff\u202e", "\n[bold]"], torch.eye(4)
-    profile = small_plan().profile
-    draw_first_batch(tmp_path / "first.png", torch.zeros(4, 3, 8, 8), targets, profile, classes)
+    task = task_of(small_plan(), make_settings("cpu", workers="0"))
+    draw_first_batch(tmp_path / "first.png", torch.zeros(4, 3, 8, 8), targets, task, classes)
     assert (tmp_path / "first.png").stat().st_size > 1000
 
 

@@ -40,6 +40,7 @@ from trainer.base.exits import EXIT_FAILED, EXIT_STOPPED, EXIT_UNWRITTEN
 from trainer.base.json_text import json_of
 from trainer.base.plugins import load_plugins
 from trainer.base.plural import counted
+from trainer.base.scores import score_label
 from trainer.base.settings import make_settings
 from trainer.base.signals import Stopped, StopRequest
 from trainer.base.terminal import Terminal
@@ -49,7 +50,7 @@ from trainer.lr_finder.api import LRFinderResult, Request, set_up
 from trainer.lr_finder.api import run as run_lr_finder
 from trainer.lr_finder.trial import untouched
 from trainer.models.build import assemble
-from trainer.models.weights import given_weights
+from trainer.models.trained import given_weights
 from trainer.notebook import NotebookFigure, html_of_pairs, html_of_text, printed
 from trainer.recipe.plan import Plan
 from trainer.recipe.schema import Recipe
@@ -128,6 +129,10 @@ def train(
     expect: str = "",
     debug: str = "",
     keep: str = "",
+    test_px: str = "",
+    eval_every: int = 1,
+    eval_batch: int = 128,
+    log_every: int = 10,
     micro_batch: str = "recipe",
     activation_checkpointing: bool = False,
     compile: bool = False,
@@ -166,6 +171,10 @@ def train(
         "expect": expect,
         "debug": debug,
         "keep": keep,
+        "test_px": test_px,
+        "eval_every": eval_every,
+        "eval_batch": eval_batch,
+        "log_every": log_every,
         "micro_batch": micro_batch,
         "activation_checkpointing": activation_checkpointing,
         "compile": compile,
@@ -320,7 +329,7 @@ class Run:
         """The curves, one row per line of metrics.jsonl, NaN where a line lacks a value.
 
         step, epoch. Training: loss_nats (mean since the previous line), lr. Evaluation: weights
-        ("model" or "average"), top1_pct, top5_pct, val_loss_nats.
+        ("model" or "average"), top1_pct, top5_pct (of another task its own scores), val_loss_nats.
 
         Raises UserError where the folder is not here.
         """
@@ -329,21 +338,24 @@ class Run:
             raise UserError(f"{path}: not found; use runs=<folder of the run folders>")
         lines = read_regular(path, LARGEST_METRICS_BYTES).split(b"\n")
         whole = [json_of(line) for line in lines if line.endswith(b"}")]  # one may be half written
-        return pandas.DataFrame(whole, columns=list(_COLUMNS))
+        named = [name for line in whole for name in line if name.endswith("_pct")]
+        scores = list(dict.fromkeys(named)) or ["top1_pct", "top5_pct"]
+        return pandas.DataFrame(whole, columns=[*_COLUMNS, *scores, "val_loss_nats"])
 
     def plot(self) -> NotebookFigure:
-        """The curves as a matplotlib Figure: losses on the left, top-1 on the right."""
+        """The curves as a matplotlib Figure: losses on the left, the main score on the right."""
         history = self.history
+        main = next((name for name in history.columns if name.endswith("_pct")), "top1_pct")
         figure = NotebookFigure(figsize=(9, 3.2), dpi=100, layout="constrained")
         losses, scores = figure.subplots(1, 2)
         trained = history.dropna(subset="loss_nats")
         losses.plot(trained["epoch"], trained["loss_nats"], label="train, augmented")
-        for weights, part in history.dropna(subset="top1_pct").groupby("weights"):
+        for weights, part in history.dropna(subset=main).groupby("weights"):
             label = "val" if weights == "model" else "val (average)"
             losses.plot(part["epoch"], part["val_loss_nats"], "o-", markersize=3, label=label)
-            scores.plot(part["epoch"], part["top1_pct"], "o-", markersize=3, label=label)
+            scores.plot(part["epoch"], part[main], "o-", markersize=3, label=label)
         losses.set(xlabel="epoch", ylabel="loss (nats)")
-        scores.set(xlabel="epoch", ylabel="top-1 (%)")
+        scores.set(xlabel="epoch", ylabel=f"{score_label(main)} (%)")
         for axes in (losses, scores):
             axes.grid(alpha=0.3)
             if axes.lines:
@@ -354,7 +366,8 @@ class Run:
     def __repr__(self) -> str:
         if self.row is None:
             return f"Run {self.name}: not ended; rerun the call that started it to resume"
-        score = f", top-1 {self.row.top1_pct:.2f} %" if self.is_finished else ""
+        row = self.row
+        score = f", {row.main_label} {row.main_pct:.2f} %" if self.is_finished else ""
         return f"Run {self.name}: {self.row.status}{score}"
 
     def _repr_html_(self) -> str:
@@ -367,8 +380,11 @@ class Run:
             ("steps", f"{row.steps:,} ({counted(row.epochs, 'epoch')})"),
         ]
         if self.is_finished:
-            pairs.append(("top-1", f"{row.top1_pct:.2f} % of {row.num_val_images:,} images"))
-            pairs += [("top-5", f"{row.top5_pct:.2f} %"), ("val loss", f"{row.loss_nats:.4f} nats")]
+            images = f" of {row.num_val_images:,} images"
+            for name, value in row.percentages.items():
+                pairs.append((score_label(name), f"{value:.2f} %{images}"))
+                images = ""
+            pairs.append(("val loss", f"{row.loss_nats:.4f} nats"))
         pairs += [
             ("training", f"{row.train_s:,.0f} s, {row.images_per_s:,.0f} images/s"),
             ("folder", self.folder),
@@ -380,7 +396,7 @@ class Run:
         return html_of_pairs(row.run, pairs)
 
 
-_COLUMNS = ("step", "epoch", "loss_nats", "lr", "weights", "top1_pct", "top5_pct", "val_loss_nats")
+_COLUMNS = ("step", "epoch", "loss_nats", "lr", "weights")
 
 
 class Interrupt(StopRequest):

@@ -30,6 +30,7 @@ NUM_CELLS = {
     "activations": 4,
     "attention": 5,
     "finetune": 3,
+    "hard-vs-soft": 4,
     "norm-micro-batch": 12,
     "recipes": 12,
     "repeated-augmentation": 4,

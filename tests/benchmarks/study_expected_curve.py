@@ -50,8 +50,8 @@ def verdicts(row: Row, earlier: ExpectedCurve) -> list[Verdict]:
     """What each evaluation of a row's run says beside earlier ones."""
     curve: dict[int, int] = {}
     found = []
-    for epoch, count in enumerate(row.num_top1_by_epoch, start=1):
-        curve[epoch] = count
+    for epoch, score in enumerate(row.by_epoch_pct, start=1):
+        curve[epoch] = score
         found.append(earlier.verdict(curve))
     return found
 
@@ -89,7 +89,7 @@ def page(results: Path) -> str:
         before = [row_of(seed, OVERRIDES, results) for seed in range(min(seed, HEALTHY[-1] + 1))]
         earlier = ExpectedCurve(before)
         cells = [
-            f"{one.top1_pct:.1f}, {one.sigma:+.1f}: {one.state}" for one in verdicts(row, earlier)
+            f"{one.score_pct:.1f}, {one.sigma:+.1f}: {one.state}" for one in verdicts(row, earlier)
         ]
         what = f"{what}, beside {len(before)}"
         lines.append(f"| `{row.run}` | {what} | " + " | ".join(cells) + " |")

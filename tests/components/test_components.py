@@ -18,7 +18,7 @@ from trainer.base.component import ComponentError, is_kind, kinds, parts_of, reg
 from trainer.base.plugins import VARIABLE, load_plugins
 from trainer.components.augmentation import Augmentation
 from trainer.components.learning_rate import LearningRate
-from trainer.components.losses import ImageLoss, Loss
+from trainer.components.losses import BinaryCrossEntropy, ImageLoss, Loss
 from trainer.components.mixing import Mixing
 from trainer.components.optimizers import Optimizer
 from trainer.components.schedules import Schedule
@@ -30,6 +30,7 @@ from trainer.recipe.plan import make_plan
 from trainer.recipe.profiles import PROFILES, Adapt
 from trainer.recipe.schema import Recipe, apply_overrides, load_recipe
 from trainer.recipe.shipped import find_recipe
+from trainer.tasks.segmentation import SegmentationSection
 
 EXTRAS = Path(__file__).parents[1] / "support" / "extras.py"
 SEED, IDS = 3, np.array([[epoch, sample, 0] for epoch in range(2) for sample in range(20)])
@@ -56,7 +57,13 @@ def made(kind):
 
 def place_of(kind) -> str:
     """Where a recipe has a component of this kind."""
-    sections = {"": Recipe, "lr.": LearningRate, "model.": Model}
+    sections = {
+        "": Recipe,
+        "lr.": LearningRate,
+        "model.": Model,
+        "task.": SegmentationSection,
+        "loss.": BinaryCrossEntropy,
+    }
     fields = (
         (prefix + key, field)
         for prefix, page in sections.items()
@@ -76,6 +83,10 @@ def page_with(kind) -> Recipe:
     else:
         value = part
     others = {}
+    if place.startswith("task"):
+        value = {"name": "segmentation", "head": part} if place == "task.head" else part
+        place = "task"
+        others = {"mix": None, "augment": (CROP,), "image.test_crop_share": 1.0}
     if place == "loss" and kind.compares_splits:
         others = {"augment_splits": 3, "mix": None}
     if place == "lr.schedule" and kind.has_own_warmup:
@@ -111,13 +122,17 @@ def test_a_page_with_a_component_reads_back_plans_and_adapts(kind):
     again = check.check(Recipe, parse(page.to_yaml(), "test")[0])
     assert again == page and again.digest == page.digest
     profile = PROFILES["imagenet-1k"].model_copy(
-        update={"adapt": Adapt(epochs=30, warmup_epochs=2, batch_images=256)}
+        update={
+            "adapt": Adapt(epochs=30, warmup_epochs=2, batch_images=256),
+            "task": page.of_task.name,
+        }
     )
     adapted, _ = apply_overrides(page, adaptation(page, profile), "profile")
     assert any(
         type(part) is kind for part in parts_of(make_plan(adapted, "resnet50", profile).recipe)
     )
-    assert make_plan(page, "resnet50", PROFILES["imagenet-1k"]).recipe == page
+    unadapted = profile.model_copy(update={"adapt": None})
+    assert make_plan(page, "resnet50", unadapted).recipe == page
 
 
 @every(Schedule)

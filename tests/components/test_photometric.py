@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image, ImageFilter, ImageOps
 from pydantic import ValidationError
-from scipy.stats import binomtest, chisquare, kstest
+from scipy.stats import binomtest, chisquare, ks_2samp, kstest
 from sklearn.datasets import load_sample_image
 from torchvision.transforms import ColorJitter as TorchvisionsJitter
 from torchvision.transforms import functional as torchvisions
@@ -17,9 +17,11 @@ from trainer.components.photometric import (
     ColorJitter,
     GaussianBlur,
     Grayscale,
+    HueJitter,
     Solarize,
     ThreeAugment,
 )
+from trainer.components.pixels.hue import hue_turned
 from trainer.components.pixels.operations import OPERATIONS
 
 PX = 64
@@ -88,6 +90,35 @@ def test_factors_and_orders_are_distributed_as_torchvisions(share):
     assert len(counts) == 6 and chisquare(counts).pvalue > 1e-3
 
 
+@pytest.mark.parametrize("share", [None, 0.5])
+def test_turned_hues_equal_torchvisions(images, share):
+    drawn, found = applied(HueJitter(most=0.5, share=share), images, seed=2)
+    expected = []
+    for picture, shift in zip(pictures(images), drawn["shift"].tolist(), strict=True):
+        factor = (shift - 256 * (shift > 127)) / 255  # whole steps: any of torchvision's factors
+        expected.append(picture if shift < 0 else torchvisions.adjust_hue(picture, factor))
+    assert torch.equal(found, stacked(expected))
+    assert (drawn["shift"] < 0).any() == (share is not None)
+
+
+def test_every_colours_hue_is_turned_as_pil_turns_it():
+    levels = np.arange(0, 256, 5, dtype=np.uint8)  # 52: a cube of 140,608 colours
+    cube = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(52, -1, 3)
+    for shift in (0, 1, 77, 250):
+        picture = torchvisions.adjust_hue(
+            Image.fromarray(cube), (shift - 256 * (shift > 127)) / 255
+        )
+        found = hue_turned(torch.from_numpy(cube).permute(2, 0, 1)[None], torch.tensor([shift]))[0]
+        assert torch.equal(found.permute(1, 2, 0), torch.from_numpy(np.array(picture)))
+
+
+def test_angles_are_distributed_as_torchvisions():
+    shift = HueJitter(most=0.2).draw(0, make_ids(20_000), PX)["shift"]
+    turned = np.where(shift > 127, shift - 256, shift)
+    theirs = np.trunc(255 * np.random.default_rng(0).uniform(-0.2, 0.2, 20_000))
+    assert ks_2samp(turned, theirs).pvalue > 1e-3 and abs(turned).max() <= 51
+
+
 def test_grey_pictures_equal_torchvisions(images):
     drawn, found = applied(Grayscale(share=0.5), images)
     chosen = drawn["operation"][:, 0] > 0
@@ -148,6 +179,8 @@ def test_images_of_other_channels_go_without_colour(images):
         _, jittered = applied(ColorJitter(brightness=0.4, saturation=0.4), others)
         _, grey = applied(Grayscale(share=1.0), others)
         _, of_three = applied(ThreeAugment(threshold=128, radius_px=(0.1, 2.0)), others)
+        _, turned = applied(HueJitter(most=0.5), others)
+        assert torch.equal(turned, others)
         assert torch.equal(grey, others) and jittered.shape == of_three.shape == others.shape
         assert not torch.equal(jittered, others) and not torch.equal(of_three, others)
     assert Grayscale(share=1.0).left_out(1) == ("color",)
@@ -166,6 +199,7 @@ def test_a_kernel_larger_than_the_images_is_refused_before_the_first_step():
         (ColorJitter, {"brightness": 0.0}),
         (ColorJitter, {"brightness": 0.4, "share": 0.0}),
         (Grayscale, {"share": 1.5}),
+        (HueJitter, {"most": 0.6}),
         (Solarize, {"share": 0.5, "threshold": 257}),
         (GaussianBlur, {"share": 0.5, "radius_px": (2.0, 0.1)}),
         (GaussianBlur, {"share": 0.5, "radius_px": (0.1, 2.0), "kernel_px": 22}),

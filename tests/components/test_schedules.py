@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from scipy import stats
 from timm.scheduler import (
     CosineLRScheduler,
+    PlateauLRScheduler,
     PolyLRScheduler,
     StepLRScheduler,
     TanhLRScheduler,
@@ -117,6 +118,46 @@ def test_k_decay_equals_timms(k_decay):
         scheduler = kind(optimizer, 20, lr_min=1e-3, k_decay=k_decay, **own)
         lr = rate("per_epoch", **page, **fields)
         assert rates(lr, 1, 20) == pytest.approx(timms_rates(optimizer, scheduler, 20), rel=1e-9)
+
+
+@pytest.mark.parametrize("steps_per_epoch", [None, 7])
+@pytest.mark.parametrize("after", [True, False])
+@pytest.mark.parametrize(("growth", "decay"), [(None, None), (2.0, 0.5), (1.5, None)])
+def test_cosine_cycles_equal_timms(growth, decay, after, steps_per_epoch):
+    lr = rate(
+        "per_step" if steps_per_epoch else "per_epoch", name="cosine_cycles", cycle_epochs=5,
+        growth=growth, decay=decay, end=1e-3, period="after_warmup" if after else "run",
+        k_decay=1.2, lr_warmup_epochs=3, lr_warmup_from=0.01,
+    )  # fmt: skip
+    optimizer, per = sgd(0.5), steps_per_epoch or 1
+    scheduler = CosineLRScheduler(
+        optimizer, 5 * per, lr_min=1e-3, cycle_mul=growth or 1.0, cycle_decay=decay or 1.0,
+        cycle_limit=100, warmup_t=3 * per, warmup_lr_init=0.01, warmup_prefix=after,
+        t_in_epochs=steps_per_epoch is None, k_decay=1.2,
+    )  # fmt: skip
+    expected = timms_rates(optimizer, scheduler, 40, steps_per_epoch)
+    assert rates(lr, per, 40) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(("patience", "cooldown"), [(0, None), (2, None), (1, 3)])
+def test_a_plateau_is_torchs_and_timms(patience, cooldown):
+    lr = rate(
+        "per_epoch", name="plateau", factor=0.3, patience_epochs=patience, threshold=1e-2,
+        cooldown_epochs=cooldown, end=1e-3, lr_warmup_epochs=3, lr_warmup_from=0.01,
+    )  # fmt: skip
+    scores = np.random.default_rng(patience).normal(np.linspace(50, 60, 40), 4).tolist()
+    optimizer = sgd(0.5)
+    with pytest.warns(FutureWarning):
+        scheduler = PlateauLRScheduler(
+            optimizer, 0.3, patience, threshold=1e-2, cooldown_t=cooldown or 0, warmup_t=3,
+            warmup_lr_init=0.01, lr_min=1e-3,
+        )  # fmt: skip
+    seen = []
+    for epoch in range(40):
+        seen.append(optimizer.param_groups[0]["lr"])
+        assert lr.at(epoch * 7 + 3, 7, 40, scores=scores[:epoch]) == pytest.approx(seen[-1])
+        scheduler.step(epoch + 1, scores[epoch])
+    assert len(set(seen[3:])) > 2
 
 
 @pytest.mark.parametrize("after", [True, False])

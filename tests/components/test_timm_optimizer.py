@@ -86,6 +86,33 @@ def test_steps_are_those_of_timms_factory_and_a_resume_changes_nothing(name):
     assert_same(take_steps(halted, resumed, range(2, 4)), ours)
 
 
+@pytest.mark.parametrize("name", ["muon", "nadamuon"])
+def test_muon_leaves_the_classifier_to_adamw_as_timms_fallback_list(name):
+    ours, theirs = network(), network()
+    for by in ({"fallback_classifier": True}, {"fallback_names": ("5.weight", "5.*")}):
+        page = page_of(name).model_copy(update=by)
+        ours = network()
+        ours.get_classifier = lambda ours=ours: ours[5]
+        groups = param_groups(ours, page)
+        assert sum(group.get("use_fallback", False) for group in groups) == 2
+        take_steps(ours, page.build(groups, 0.01), range(4))
+        theirs = network()
+        other = create_optimizer_v2(
+            theirs, name, lr=0.01, weight_decay=0.02, fallback_list=["5.*"], **numbers_of(name)
+        )
+        assert_same(ours, take_steps(theirs, other, range(4)))
+    plain = network()
+    take_steps(plain, page_of(name).build(param_groups(plain, page_of(name)), 0.01), range(4))
+    assert not torch.allclose(plain[5].weight, ours[5].weight)
+
+
+def test_an_optimizer_of_one_rule_has_no_fallback():
+    with pytest.raises(ValidationError, match="one rule"):
+        TimmOptimizer(
+            optimizer="lion", fields=numbers_of("lion"), weight_decay=0.0, fallback_classifier=True
+        )
+
+
 def test_what_is_left_out_needs_what_is_not_here():
     left_out = set(list_optimizers()) - set(HERE)
     assert left_out == {

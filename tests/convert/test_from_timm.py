@@ -10,6 +10,7 @@ from timm.scheduler.scheduler_factory import create_scheduler_v2
 from trainer.convert.make import make_recipe
 from trainer.convert.parts import rand_augment_fields
 from trainer.convert.timm_flags import FLAGS
+from trainer.recipe import tree
 from trainer.recipe.explain import diff_rows
 from trainer.recipe.schema import load_recipe
 from trainer.recipe.shipped import find_recipe
@@ -65,9 +66,15 @@ BESIDE = {
     "opt_eps opt_betas": "--opt adamw",
     "patience_epochs": "--sched plateau",
     "lr_noise_pct lr_noise_std": "--lr-noise 0.4 0.9",
+    "lr_cycle_mul lr_cycle_decay": "--lr-cycle-limit 2",
     "mixup_prob mixup_mode mixup_off_epoch": "--mixup 0.2",
     "pretrained_path": "--pretrained",
     "resplit": "--reprob 0.3 --aug-splits 3 --jsd-loss",
+    "kd_distill_type kd_temperature distill_loss_weight task_loss_weight kd_loss_type": (
+        "--kd-model-name resnet18"
+    ),
+    "kd_student_feature_dim kd_teacher_feature_dim": "--kd-model-name resnet18",
+    "kd_token_distill_type": "--kd-model-name resnet18 --kd-distill-type token",
 }
 VALUES = {
     "opt": "adamw", "sched": "poly", "lr_base_scale": "sqrt", "clip_mode": "agc", "remode": "const",
@@ -75,7 +82,8 @@ VALUES = {
     "input_size": "3 192 192", "aa": "rand-m3", "opt_betas": "0.8 0.9", "scale": "0.3 0.9",
     "ratio": "0.8 1.2", "crop_pct": "0.9", "aug_splits": "4", "epochs": "90", "img_size": "160",
     "decay_milestones": "20 40", "decay_epochs": "20", "aug_repeats": "2", "dist_bn": "broadcast",
-    "lr_noise": "0.4 0.9", "mixup_mode": "elem", "lr_k_decay": "2",
+    "lr_noise": "0.4 0.9", "mixup_mode": "elem", "lr_k_decay": "2", "lr_cycle_mul": "1.5",
+    "kd_distill_type": "feature", "kd_token_distill_type": "hard",
     "opt_kwargs": "nesterov=False", "opt_eps": "0.5", "lr": "0.001",
 }  # fmt: skip
 BASE = "--model resnet50 --aa rand-m9 --warmup-epochs 4"
@@ -140,7 +148,7 @@ def test_no_flag_vanishes(flag):
 
 
 MASTERS = {
-    "layer_decay": "0.7", "lr_cycle_limit": "2", "train_img_sizes": "160 224",
+    "layer_decay": "0.7", "train_img_sizes": "160 224",
     "kd_model_name": "resnet152",
 }  # fmt: skip
 
@@ -324,6 +332,31 @@ def test_noise_is_over_the_epochs_that_timm_counts():
     assert (noise.from_share, noise.to_share, noise.limit) == (0.5, 1.0, 0.3)
 
 
+def test_a_plateau_is_said():
+    text = "--aa rand-m9 --sched plateau --patience-epochs 4 --decay-rate 0.2 --min-lr 1e-6"
+    found = made(text)
+    schedule = found.recipe.lr.schedule
+    assert not found.lost and schedule.name == "plateau"
+    assert (schedule.factor, schedule.patience_epochs, schedule.end) == (0.2, 4, 1e-6)
+
+
+def test_cycles_of_a_cosine_are_as_long_as_timms_together():
+    text = "--aa rand-m9 --epochs 30 --warmup-epochs 4 --min-lr 1e-5 --lr-cycle-limit 3"
+    for more in ("", "--lr-cycle-mul 2 --lr-cycle-decay 0.3 --warmup-prefix", "--lr-cycle-decay 1"):
+        recipe = made(f"{text} {more}").recipe
+        timms, epochs = create_scheduler_v2(
+            torch.optim.SGD([torch.zeros(1)], recipe.lr.peak), "cosine", 30, warmup_epochs=4,
+            warmup_lr=recipe.lr.warmup_from, min_lr=1e-5, cycle_limit=3,
+            cycle_mul=2.0 if "mul" in more else 1.0, warmup_prefix="prefix" in more,
+            cycle_decay={"": 0.5, "1": 1.0}.get(more.rpartition(" ")[2], 0.3),
+        )  # fmt: skip
+        assert recipe.epochs == epochs
+        for epoch in range(epochs):
+            timms.step(epoch)
+            rate = timms.optimizer.param_groups[0]["lr"]
+            assert recipe.lr.at(epoch, 1, epochs) == pytest.approx(rate, rel=1e-6)
+
+
 def test_mixing_for_some_images_until_an_epoch():
     text = "--aa rand-m9 --mixup 0.2 --mixup-prob 0.6 --mixup-mode pair --mixup-off-epoch 250"
     mix = made(text).recipe.mix
@@ -372,3 +405,32 @@ def test_a_file_of_weights_is_the_recipes_with_its_digest(tmp_path, flag):
 def test_weights_of_timms_are_pointed_to():
     found = made("--model resnet18.a1_in1k --pretrained")
     assert any(flag == "--pretrained" and "weights=timm:" in how for flag, how in found.settings)
+
+
+@pytest.mark.parametrize(
+    ("flags", "fields", "is_whole"),
+    [
+        ("", {"name": "soft", "temperature": 4.0, "sum_classes": True, "share": 0.5}, False),
+        ("--task-loss-weight 0.25", {"name": "soft", "share": 0.75}, True),
+        ("--distill-loss-weight 3", {"name": "soft", "share": 0.75}, False),
+        (
+            "--kd-distill-type token --kd-token-distill-type hard --task-loss-weight 0.5",
+            {"name": "hard", "share": 0.5},
+            True,
+        ),
+    ],
+)
+def test_timms_distillation_is_a_recipes(flags, fields, is_whole):
+    """timm weighs its two losses freely, a recipe's add up to one."""
+    found = made(f"{BASE} --kd-model-name regnety_160.deit_in1k {flags}")
+    distill = tree.plain(found.recipe.distill)
+    assert fields.items() <= distill.items()
+    assert distill["teacher"] == "regnety_160"
+    assert distill["weights"] == "timm:regnety_160.deit_in1k"
+    assert (not found.lost) is is_whole
+
+
+def test_distillation_of_features_cannot_be_said():
+    found = made(f"{BASE} --kd-model-name resnet18 --kd-distill-type feature")
+    assert found.recipe.distill is None
+    assert [flag.split()[0] for flag, _ in found.lost] == ["--kd-distill-type"]

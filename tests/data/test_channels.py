@@ -4,6 +4,7 @@ picture.
 
 import io
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from trainer.runs.job import Job, plan_of, run_job
 from trainer.runs.loggers.first_batch import draw_first_batch
 from trainer.runs.rescore import rescore
 from trainer.runs.run_folder import open_model
+from trainer.tasks import Classification
 
 CROP = RandomResizedCrop(area=(0.3, 1.0), aspect=(0.75, 1.3333), interpolation="random")
 SHORT = (
@@ -195,7 +197,8 @@ def test_pictures_show_any_number_of_channels(tmp_path, channels, is_grey):
         mean, std = (0.5,) * channels, (0.25,) * channels
 
     images = torch.randn(3, channels, 8, 8, generator=torch.Generator().manual_seed(0))
-    draw_first_batch(tmp_path / "a.png", images, torch.eye(3), Facts, ["a", "b", "c"])
+    task = Classification(SimpleNamespace(profile=Facts), None)
+    draw_first_batch(tmp_path / "a.png", images, torch.eye(3), task, ["a", "b", "c"])
     drawn = pictures.imread(tmp_path / "a.png")[..., :3]
     assert (np.ptp(drawn, axis=2).max() < 0.02) == is_grey and drawn.std() > 0
 

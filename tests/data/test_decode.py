@@ -7,6 +7,7 @@ import resource
 import struct
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ from trainer.data.decode import (
     train_square,
 )
 from trainer.data.jpeg import read_for_training
+from trainer.data.transforms import fill_of
 
 PHOTOS = [Image.fromarray(load_sample_image(name)) for name in ("china.jpg", "flower.jpg")]
 SMALL = PHOTOS[1].resize((64, 48))
@@ -285,6 +287,28 @@ def test_evaluation_images_equal_timms(test_px, share, interpolation):
     for crop in photo_crops(40):
         found = stack_squares([evaluation_square(crop, test_px, share, interpolation)], test_px)[0]
         assert np.array_equal(found.transpose(2, 0, 1), np.asarray(transform(crop)))
+
+
+@pytest.mark.parametrize("mode", ["squash", "border"])
+@pytest.mark.parametrize(("test_px", "share"), [(224, 1.0), (96, 0.875)])
+def test_evaluation_images_of_other_crop_modes_equal_timms(mode, test_px, share):
+    mean = (0.485, 0.456, 0.406)
+    transform = create_transform(
+        test_px, is_training=False, crop_pct=share, interpolation="bicubic", crop_mode=mode,
+        mean=mean, use_prefetcher=True,
+    )  # fmt: skip
+    fill = fill_of(SimpleNamespace(mean=mean))
+    for crop in photo_crops(40):
+        square = evaluation_square(crop, test_px, share, "bicubic", mode, fill)
+        found = stack_squares([square], test_px)[0]
+        assert np.array_equal(found.transpose(2, 0, 1), np.asarray(transform(crop)))
+
+
+def test_a_border_around_grey_images_and_planes_is_their_own():
+    grey = Image.fromarray(np.full((20, 40), 200, np.uint8))
+    square = evaluation_square(grey, 32, 1.0, "bilinear", "border", (30, 60, 90))
+    pixels = np.frombuffer(square, np.uint8).reshape(32, 32, 1)
+    assert (pixels[:8] == 60).all() and (pixels[8:24] == 200).all() and (pixels[24:] == 60).all()
 
 
 def test_train_squares_equal_torchvisions_resized_crop():

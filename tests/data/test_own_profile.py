@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from sklearn.utils.class_weight import compute_class_weight
 from typer.testing import CliRunner
 
 from trainer.base.errors import UserError
@@ -14,7 +13,7 @@ from trainer.cli.main import app
 from trainer.data.check import DataReport, check_data
 from trainer.data.datasets.builtin import FolderSet
 from trainer.data.index import open_index
-from trainer.data.own_profile import adapted_to, class_weights, own_profile
+from trainer.data.own_profile import adapted_to, own_profile
 from trainer.data.profile import find_profile
 from trainer.recipe.schema import apply_overrides, load_recipe
 from trainer.recipe.shipped import find_recipe, recipe_paths
@@ -98,37 +97,22 @@ def test_what_cannot_be_written_is_refused_before_reading(given, make_folder, mo
     assert done.exit_code == 2 and "profile=x" in done.stderr
 
 
-def test_weights_of_uneven_classes_are_scikit_learns_and_cuis():
-    counts = [900, 90, 10]
-    rules = list(class_weights(counts).values())
-    labels = np.repeat([0, 1, 2], counts)
-    balanced = compute_class_weight("balanced", classes=np.arange(3), y=labels)
-    assert rules[0] == pytest.approx(balanced, rel=1e-3)
-    terms = [sum(0.999**i for i in range(n)) for n in counts]  # the effective numbers
-    ratios = np.array(rules[1]) * terms
-    assert ratios == pytest.approx(np.full(3, ratios[0]), rel=1e-3)
-    assert np.dot(rules[1], counts) / 1000 == pytest.approx(1, rel=1e-3)
-
-
-def test_uneven_classes_are_told_a_set_that_a_recipe_takes(make_folder):
+def test_uneven_classes_are_told_sets_that_a_recipe_takes(make_folder):
     root = make_folder(train={"a": 6, "b": 2, "c": 3}, val={"a": 1, "b": 1, "c": 1})
     done = CliRunner().invoke(app, ["check-data", "--data", str(root), "--workers", "1"])
-    printed = re.findall(r'set="(loss.class_weights=[^"]*)"', done.stdout)
-    assert len(printed) == 2
+    printed = re.findall(r'set="([^"]*(?:sampling|class_weighting)[^"]*)"', done.stdout)
+    assert len(printed) == 5
     for given in printed:
         recipe, _ = apply_overrides(
             load_recipe(find_recipe("torchvision-v1")).for_model("resnet18"), given
         )
-        assert len(recipe.loss.class_weights) == 3
+        assert recipe.sampling or recipe.loss.class_weighting
 
 
-def test_suggested_weights_stand_beside_their_classes(make_folder):
-    root = make_folder(train={"bee": 6, "ant": 2, "cat": 3}, val={"bee": 1, "ant": 1, "cat": 1})
+def test_even_classes_are_told_nothing(make_folder):
+    root = make_folder(train={"a": 3, "b": 4}, val={"a": 1, "b": 1})
     done = CliRunner().invoke(app, ["check-data", "--data", str(root), "--workers", "1"])
-    (first, second) = class_weights([2, 6, 3]).values()
-    for name, *numbers in zip(("ant", "bee", "cat"), (2, 6, 3), first, second, strict=True):
-        line = next(line for line in done.stdout.splitlines() if line.split()[:1] == [name])
-        assert [float(word) for word in line.split()[1:]] == numbers
+    assert "sampling" not in done.stdout
 
 
 def test_photos_without_classes_are_told_what_labels_them_and_what_answers_them(make_folder):

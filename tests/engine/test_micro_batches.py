@@ -3,6 +3,8 @@ bit.
 """
 
 import math
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -169,6 +171,19 @@ def test_without_auto_one_line_says_what_would_fit(tmp_path):
     assert "micro_batch=auto, activation_checkpointing=1, or precision=bf16" in line
     with pytest.raises(RuntimeError, match="something else"), explained(state):
         raise RuntimeError("something else")
+
+
+def test_memory_that_lies_in_pieces_is_named_first(tmp_path, monkeypatch):
+    state = run(tmp_path, GROUPS, 1)["state"]
+    gib = 2**30
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 60 * gib)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 40 * gib)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80 * gib)
+    )
+    monkeypatch.setattr(state, "settings", replace(state.settings, device="cuda"))
+    with pytest.raises(MemoryFull, match=r"use PYTORCH_ALLOC_CONF=.*25%"), explained(state):
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 def test_norms_over_images_are_told_first_what_keeps_their_sample():

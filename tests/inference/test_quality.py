@@ -1,5 +1,6 @@
 """Scores of a model on labelled images, against plain loops and timm's own evaluation."""
 
+import json
 import math
 from types import SimpleNamespace
 
@@ -246,3 +247,20 @@ def test_names_of_classes_do_no_harm_on_the_page(tmp_path):
     assert (
         "<i>" not in page and "<u>" not in page and page.count("</table>") == page.count("<table>")
     )
+
+
+@pytest.mark.parametrize("mode", ["squash", "border", "center"])
+def test_weights_are_shown_images_by_their_own_crop_mode(tmp_path, mode):
+    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "model.pth")
+    facts = {"pretrained_cfg": {"crop_mode": mode}}
+    (tmp_path / "config.json").write_text(json.dumps(facts))
+    classifier = of_weights("test_resnet", str(tmp_path / "model.pth"))
+    (tmp_path / "data/5").mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 150, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "data/5/a.png")
+    images = find_labelled(tmp_path / "data", (), 1000)
+    [(found, labels)] = labelled_batches(images, classifier.image, 8, 0, Watch())
+    config = timm.data.resolve_data_config(model=timm.create_model("test_resnet"))
+    transform = create_transform(**config | {"crop_mode": mode}, use_prefetcher=True)
+    assert labels.tolist() == [5]
+    assert np.array_equal(found[0].numpy(), transform(Image.fromarray(pixels)))

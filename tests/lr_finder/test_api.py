@@ -33,12 +33,12 @@ from trainer.lr_finder.api import (
     set_up,
     train_command,
 )
-from trainer.lr_finder.baseline import equal_odds_loss
 from trainer.lr_finder.ramp import RATE, Scalar
 from trainer.recipe.overrides import overrides_of
 from trainer.recipe.schema import apply_overrides
 from trainer.recipe.shipped import find_recipe
 from trainer.runs.job import Job, plan_of, run_job
+from trainer.tasks.constant import equal_odds_loss
 
 SET = small_set("batch.images=8 epochs=1")
 TRAINED = "epochs=1 batch.images=128 batch.norm_images=64"

@@ -16,7 +16,7 @@ from trainer.components.losses import (
     JensenShannon,
 )
 from trainer.data.dataset import open_data
-from trainer.lr_finder.baseline import bias_only_loss, lowest_constant_loss, mean_targets
+from trainer.tasks.constant import bias_only_loss, lowest_constant_loss, mean_targets
 
 MEAN = torch.tensor([0.05, 0.15, 0.3, 0.5], dtype=torch.float64)
 

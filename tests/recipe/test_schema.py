@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from trainer.base import provenance
 from trainer.base.component import registered, tag_of
 from trainer.base.errors import ConfigError, OverrideError, UserError
+from trainer.components.distillation import Distillation
 from trainer.components.losses import Loss
 from trainer.components.mixing import Mixing
 from trainer.components.optimizers import Optimizer
@@ -340,7 +341,7 @@ def test_the_outline_has_the_keys_of_a_recipe():
     ours, theirs = Outline.model_fields, Recipe.model_fields
     assert list(ours) == list(theirs)
     sections = {key for key, field in ours.items() if kinds_in(field.annotation)}
-    assert sections == {"batch", "lr", "image", "precise_norm"}
+    assert sections == {"batch", "lr", "image", "precise_norm", "early_stopping"}
     assert all(ours[key].annotation == theirs[key].annotation for key in sections)
     for path in shipped.recipe_paths():
         plain = tree.plain(load_recipe(path).for_model("resnet50"))
@@ -477,7 +478,13 @@ def test_any_text_is_written_so_that_it_reads_back(text):
     assert parse_recipe(page.to_yaml(), "page", Recipe)[0].title == text
 
 
-SINGLE = {"loss": Loss, "optimizer": Optimizer, "lr.schedule": Schedule, "mix": Mixing}
+SINGLE = {
+    "loss": Loss,
+    "optimizer": Optimizer,
+    "lr.schedule": Schedule,
+    "mix": Mixing,
+    "distill": Distillation,
+}
 NAMED = [(label, tag_of(one)) for label, kind in SINGLE.items() for one in registered(kind)]
 
 

@@ -19,7 +19,7 @@ from timm.layers import DropPath
 from support.mutations import mutated, renamed
 from trainer.base.errors import ConfigError, UserError
 from trainer.models.build import assemble
-from trainer.models.weights import given_weights
+from trainer.models.trained import given_weights
 from trainer.recipe import check
 from trainer.recipe.explain import diff_rows
 from trainer.recipe.load import parse, parse_recipe
@@ -27,6 +27,7 @@ from trainer.recipe.schema import ABOUT, Recipe
 from trainer.recipe.schema import load_recipe as read_recipe
 from trainer.recipe.shipped import find_recipe, recipe_paths
 from trainer.runs.job import Job, plan_of
+from trainer.tasks.teacher import open_teacher
 
 load_recipe = functools.cache(read_recipe)
 
@@ -45,6 +46,7 @@ DIGESTS = {
     "bit-i1k.v2": "57aa5b1e0712",
     "convnext-isotropic.v2": "95564d57ffa3",
     "convnext.v2": "bbb269742046",
+    "deit-distilled.v1": "f0608e6c8e2a",
     "ffcv-rn18-16.v1": "803c1dd224b0",
     "ffcv-rn18-24.v1": "4b4f81268dc4",
     "ffcv-rn18-32.v1": "66cff5460892",
@@ -542,3 +544,22 @@ def test_nothing_assumed_is_about_the_page_itself():
         assert not [
             label for label in load_recipe(path).assumed if label.partition(".")[0] in ABOUT
         ]
+
+
+def test_deits_recipe_with_a_teacher_wants_one_and_then_trains_both_heads(tmp_path):
+    """As the source's commands: main.py's defaults and --distillation-type hard."""
+    page, model = load_recipe(find_recipe("deit-distilled")), "deit_tiny_distilled_patch16_224"
+    assert (page.distill.name, page.distill.share) == ("hard", 0.5)
+    assert page.distill.teacher == "regnety_160"
+    assert page.lr.peak == pytest.approx(5e-4 * page.batch.images / 512)
+    with pytest.raises(UserError) as refused:
+        open_teacher(plan_of(Job("deit-distilled", model, "digits")))
+    assert "distill.weights=timm:regnety_160." in refused.value.hint
+    path = tmp_path / "teacher.pth"
+    torch.save(timm.create_model("test_resnet", num_classes=10).state_dict(), path)
+    given = f"distill.teacher=test_resnet distill.weights={path}"
+    plan = plan_of(Job("deit-distilled", model, "digits", overrides=given))
+    built = assemble(plan)[0].train()
+    of_labels, of_teacher = built(torch.zeros(2, 3, 32, 32))
+    assert of_labels.shape == of_teacher.shape == (2, 10)
+    assert open_teacher(plan)(torch.zeros(2, 3, 32, 32)).shape == (2, 10)

@@ -93,11 +93,11 @@ def test_few_healthy_runs_are_called_off_track(num_seeds, correlation, num_epoch
     assert num_off <= 0.02 * num_runs
 
 
-def verdicts(expected, counts):
-    """What each evaluation of a run says."""
+def verdicts(expected, counts, num_images=1000):
+    """What each evaluation of a run says, by its images right."""
     curve = {}
     for epoch, count in enumerate(counts, start=1):
-        curve[epoch] = int(count)
+        curve[epoch] = 100 * int(count) / num_images
         yield expected.verdict(curve)
 
 
@@ -131,8 +131,8 @@ def test_two_evaluations_in_a_row_below_or_one_far_below_are_off_track():
 
 def test_a_verdict_names_the_numbers_and_a_run():
     rows = [curve_row(seed, (500 + 10 * seed,)) for seed in range(3)]
-    verdict = ExpectedCurve(rows).verdict({1: 300})
-    assert (verdict.epoch, verdict.top1_pct, verdict.num_seeds) == (1, 30.0, 3)
+    verdict = ExpectedCurve(rows).verdict({1: 30.0})
+    assert (verdict.epoch, verdict.score_pct, verdict.num_seeds) == (1, 30.0, 3)
     assert (verdict.mean_pct, verdict.std_pct) == (pytest.approx(51.0), pytest.approx(1.0))
     assert verdict.sigma < -limits(3)[0] and verdict.see == rows[0].run
     assert "51.00 ± 1.00 (3 seeds)" in str(verdict)
@@ -140,18 +140,18 @@ def test_a_verdict_names_the_numbers_and_a_run():
 
 def test_an_evaluation_that_is_not_known_makes_no_pair():
     rows = [curve_row(seed, (500, 500, 500)) for seed in range(3)]
-    assert ExpectedCurve(rows).verdict({1: 456, 3: 456}).state == "below"
+    assert ExpectedCurve(rows).verdict({1: 45.6, 3: 45.6}).state == "below"
 
 
 def test_curves_are_read_from_lines_and_damaged_ones_are_skipped():
     lines = [
         b'{"step": 10, "epoch": 0.5, "loss_nats": 1.0}',
-        b'{"step": 20, "epoch": 1, "weights": "model", "num_top1": 7}',
-        b'{"step": 20, "epoch": 1, "weights": "average", "num_top1": 9}',
-        b'{"step": 40, "epoch": 2, "weights": "model"}', b"[1]", b"\x00", b'{"step": 4',
+        b'{"step": 20, "epoch": 1, "weights": "model", "top1_pct": 7.5, "top5_pct": 9}',
+        b'{"step": 20, "epoch": 1, "weights": "average", "mIoU_pct": 9.25}',
+        b'{"step": 40, "epoch": 2, "weights": "model", "top1_pct": true}', b"[1]", b"\x00", b'{"step": 4',
     ]  # fmt: skip
-    assert curve_in(lines, "model") == {1: 7}
-    assert curve_in(lines, "average") == {1: 9}
+    assert curve_in(lines, "model") == {1: 7.5}
+    assert curve_in(lines, "average") == {1: 9.25}
     assert whole_curve({1: 7, 2: 8}, 2) == (7, 8) and whole_curve({2: 8}, 2) == ()
 
 
@@ -306,7 +306,8 @@ def test_the_committed_study_says_what_its_page_says():
                 study.row_of(n, study.OVERRIDES, ROOT / "results")
                 for n in range(min(seed, study.WILD[0]))
             ]
-            found = [one.state for one in verdicts(ExpectedCurve(before), row.num_top1_by_epoch)]
+            counts = row.num_top1_by_epoch, row.num_val_images
+            found = [one.state for one in verdicts(ExpectedCurve(before), *counts)]
             assert ("off track" in found[:2]) == (seeds is study.WILD), (row.run, found)
 
 

@@ -18,7 +18,7 @@ from support.plans import small_set
 from trainer.base.errors import UserError
 from trainer.lr_finder.api import train_command
 from trainer.lr_finder.ramp import RATE, Scalar
-from trainer.models.weights import given_weights
+from trainer.models.trained import given_weights
 from trainer.recipe.profiles import PROFILES
 from trainer.runs import job
 from trainer.runs.job import Job, plan_of

@@ -286,7 +286,7 @@ def test_a_stopped_run_has_the_lines_that_it_came_to(finished):
         for line in (folder / "runs" / row.run / "metrics.jsonl").read_text().splitlines()
     ]
     assert (
-        len(list(expected_lines(plan, 10))) == len(lines) == 2 * (2 + 2)
+        len(list(expected_lines(plan, 10, plan.num_steps))) == len(lines) == 2 * (2 + 2)
     )  # 14 steps an epoch: losses at 10, 14 and 20, 28, two scores
     for upto in range(len(lines)):
         assert all(

@@ -42,8 +42,11 @@ def started(name: str, precision: str = "bf16", **settings):
         for key, value in values.items()
         if getattr(recipe.model, part, None) is not None
     ]
-    if recipe != from_random_weights(recipe):
+    alone = from_random_weights(recipe)
+    if recipe.model and recipe.model.pretrained and recipe.model != alone.model:
         smaller.append("model.pretrained=null")
+    if recipe.distill != alone.distill:
+        smaller.append("distill=null")
     overrides = [f"epochs={recipe.epochs}", *smaller]
     plan = small_plan(name, model, shlex.join(overrides))
     number = torch.cuda.device_count() - 1

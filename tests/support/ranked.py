@@ -30,6 +30,7 @@ from trainer.distributed.communicator import alone, meet
 from trainer.distributed.env import Place, rank_device
 from trainer.engine import train
 from trainer.engine.evaluate import evaluate
+from trainer.engine.null_run import NullRun
 from trainer.engine.state import TrainingState
 from trainer.recipe.plan import make_plan
 from trainer.runs.expected import ExpectedCurve
@@ -360,3 +361,11 @@ def stopped_in_evaluation(ranks, stop_rank: int) -> str:
     except Stopped:
         return "stopped"
     return "finished"
+
+
+def size_scores(ranks, test_px: str) -> dict:
+    """The scores of a freshly drawn model at further image sizes, by px."""
+    plan, data = small_plan(), open_data(small_plan().profile, None)
+    state = TrainingState(plan, make_settings("cpu", workers="0", test_px=test_px), ranks)
+    train.evaluate_sizes(state, data, NullRun())
+    return {px: dataclasses.astuple(found) for px, found in state.size_scores.items()}

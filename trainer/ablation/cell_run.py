@@ -54,6 +54,7 @@ class Shared:
     precision: str = "auto"
     workers: str = "auto"
     checkpoint_s: float = 60.0
+    test_px: str = ""
     track: str = ""
 
     @property
@@ -64,6 +65,7 @@ class Shared:
             "checkpoint_s": self.checkpoint_s,
             "runs": self.runs,
             "results": self.results,
+            "test_px": self.test_px,
             "track": self.track,
         }
 

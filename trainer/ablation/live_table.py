@@ -29,6 +29,7 @@ from trainer.ablation.runner import (
 from trainer.base.commands import command
 from trainer.base.errors import printable
 from trainer.base.json_text import last_lines
+from trainer.base.scores import main_score, score_label
 from trainer.runs.chance import chance_warning
 from trainer.runs.results import Row
 
@@ -52,7 +53,7 @@ class RunProgress:
 
     step: int = 0
     loss_nats: float | None = None
-    top1_pct: float | None = None
+    score_pct: float | None = None
     images_per_s: float | None = None
 
     def left_s(self, repeat: Repeat) -> float | None:
@@ -77,9 +78,7 @@ def read_progress(folder: Path | None, scored: str = "model") -> RunProgress:
     return RunProgress(
         step=int(max(_numbers(lines, "step"), default=0)),
         loss_nats=_last(lines, "loss_nats"),
-        top1_pct=_last(
-            [line for line in lines if line.get("weights", scored) == scored], "top1_pct"
-        ),
+        score_pct=_last_score(lines, scored),
         images_per_s=_last(speeds, "images_per_s"),
     )
 
@@ -91,6 +90,11 @@ def _numbers(lines: Sequence[dict], name: str) -> list[float]:
 def _last(lines: Sequence[dict], name: str) -> float | None:
     numbers = _numbers(lines, name)
     return numbers[-1] if numbers else None
+
+
+def _last_score(lines: Sequence[dict], scored: str) -> float | None:
+    found = [main_score(line) for line in lines if line.get("weights") == scored]
+    return next((each[1] for each in reversed(found) if each), None)
 
 
 class SweepTable:
@@ -135,7 +139,7 @@ class SweepTable:
             "seed",
             "epoch",
             "loss",
-            "top-1",
+            _score_of(statuses),
             "state",
             "time left",
             title=self._title,
@@ -155,15 +159,15 @@ class SweepTable:
         repeat, row = status.repeat, status.row
         name, seed = printable(repeat.cell), str(repeat.seed)
         if row is not None:
-            loss, top1 = (
-                _number(value, digits) for value, digits in ((row.loss_nats, 4), (row.top1_pct, 2))
+            loss, score = (
+                _number(value, digits) for value, digits in ((row.loss_nats, 4), (row.main_pct, 2))
             )
             return (
                 name,
                 seed,
                 f"{row.epochs}" if row.status == "finished" else "",
                 loss,
-                top1,
+                score,
                 status.state,
                 "",
             )
@@ -181,7 +185,7 @@ class SweepTable:
             seed,
             epoch,
             _number(reading.loss_nats, 4),
-            _number(reading.top1_pct, 2),
+            _number(reading.score_pct, 2),
             status.state,
             left,
         )
@@ -205,17 +209,23 @@ class SweepTable:
                 self._logged.get(status.repeat.key, WAITING) != status.state,
             )
             if (is_new and not status.is_done_before) or (is_due and status.state == RUNNING):
-                self._print(status_line(self._cells(status)))
+                self._print(status_line(self._cells(status), _score_of([status])))
             self._logged[key] = status.state
 
     def _print(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def status_line(cells: tuple[str, ...]) -> str:
-    """One status as a plain line."""
-    name, seed, epoch, loss, top1, state, left = cells
-    named = {"epoch": epoch, "loss": loss, "top-1": top1 and f"{top1} %", "time left": left}
+def _score_of(statuses: Sequence[RunStatus]) -> str:
+    """What the main score of these runs is called."""
+    names = {status.repeat.plan.recipe.of_task.scores[0] for status in statuses}
+    return score_label(names.pop()) if len(names) == 1 else "score"
+
+
+def status_line(cells: tuple[str, ...], score: str) -> str:
+    """One status as a plain line. score: what it is called."""
+    name, seed, epoch, loss, found, state, left = cells
+    named = {"epoch": epoch, "loss": loss, score: found and f"{found} %", "time left": left}
     facts = "  ".join(f"{what} {value}" for what, value in named.items() if value)
     return f"{name}  seed {seed}  {state}" + (f"  {facts}" if facts else "")
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer.base.settings import Settings
-from trainer.data.dataset import EVALUATION_IMAGES, OpenedData
+from trainer.data.dataset import OpenedData
 from trainer.engine.evaluate import evaluate_all
 from trainer.engine.state import TrainingState, set_algorithms
 from trainer.engine.train import optimizer_step
@@ -56,6 +56,8 @@ def shape_of_row(row: Row) -> str | None:
 def _shape(model: str, data: str, resolved: Mapping[str, Any]) -> str:
     recipe = {key: value for key, value in resolved.items() if key not in _WITHOUT_COST}
     recipe |= {key: recipe[key].get("name", True) for key in _BY_NAME if key in recipe}
+    if "distill" in recipe:
+        recipe["distill"] = recipe["distill"]["teacher"]
     shape = [model, data, recipe]
     return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -89,4 +91,4 @@ def _evaluation_s(plan: Plan, settings: Settings, models: dict, data: OpenedData
     batches = data.val_batches(plan, settings)
     scores = evaluate_all(plan, settings, models, itertools.islice(batches, 1))
     num_images = next(iter(scores.values())).num_images
-    return (time.perf_counter() - began) * plan.profile.num_val / min(num_images, EVALUATION_IMAGES)
+    return (time.perf_counter() - began) * plan.profile.num_val / num_images

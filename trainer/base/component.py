@@ -10,6 +10,7 @@ defined.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 from collections.abc import Iterator, Mapping
@@ -62,11 +63,13 @@ class Component(StrictModel):
     mathematics.
 
     kind: in the body of an abstract class, what the classes below it are one of, as messages say
-    it. example: fields, `name` left out, as its source has them: what documentation and tests make
-    it with.
+    it. defined_in: of a kind whose components stand above those who read recipes, the package that
+    defines them; it is imported once they are asked for. example: fields, `name` left out, as its
+    source has them: what documentation and tests make it with.
     """
 
     kind: ClassVar[str]
+    defined_in: ClassVar[str | None] = None
     example: ClassVar[dict[str, Any]] = {}
 
     if TYPE_CHECKING:  # the field of each class below; a section that is not chosen has none
@@ -113,9 +116,10 @@ class Component(StrictModel):
             raise PydanticKnownError("model_attributes_type")
         if "name" not in data:
             raise PydanticKnownError("union_tag_not_found", {"discriminator": "'name'"})
-        found = _REGISTRY[cls].get(data["name"]) if isinstance(data["name"], str) else None
+        known = {str(tag_of(one)): one for one in registered(cls)}
+        found = known.get(data["name"]) if isinstance(data["name"], str) else None
         if found is None:
-            tags = ", ".join(map(repr, _REGISTRY[cls]))
+            tags = ", ".join(map(repr, known))
             context = {"discriminator": "'name'", "tag": str(data["name"]), "expected_tags": tags}
             raise PydanticKnownError("union_tag_invalid", context)
         return (
@@ -127,6 +131,8 @@ class Component(StrictModel):
 
 def registered(kind: type[Component]) -> tuple[type[Component], ...]:
     """All components of a kind, in the order in which they were defined."""
+    if is_kind(kind) and kind.defined_in:
+        importlib.import_module(kind.defined_in)
     return tuple(_REGISTRY.get(kind, {}).values())
 
 

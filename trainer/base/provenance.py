@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from trainer.base.devices import ACCELERATORS, kind_of
+
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 SHIPPED_ROOT = PACKAGE_ROOT  # of recipes/ and ablations/ in a source tree
 
@@ -102,11 +104,14 @@ def tracked_names(folder: Path) -> set[str]:
 
 
 def device_name(device: str) -> str:
-    """The processor's or the GPU's own name."""
-    if device.startswith("cuda"):
+    """The processor's or the accelerator's own name."""
+    kind = kind_of(device)
+    if kind in ("cuda", "xpu"):
         import torch  # seconds, which commands without it need not wait for
 
-        return torch.cuda.get_device_name(device)
+        return getattr(torch, kind).get_device_name(device)
+    if kind == "mps":
+        return f"{ACCELERATORS[kind]} ({platform.machine()})"
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.base.cores import num_cores
+from trainer.base.devices import kind_of, resolve_device, use_device
 from trainer.base.errors import UserError, did_you_mean
 
 PRECISIONS = ("float32", "tf32", "bf16", "fp16")
-_OTHER_ACCELERATORS = {"mps": "Apple GPU", "xpu": "Intel GPU"}
 # of torch.compile; its others put CUDA graphs around parts of a pass, in which gradients of several
 # micro-batches do not add up
 COMPILE_MODES = ("default", "max-autotune-no-cudagraphs")
+_CHANNELS_LAST_PX = 128
 LOADERS = ("auto", "torch", "pil", "ffcv")
 MICRO_BATCHES = ("recipe", "auto")
 STOP_REASONS = ("off_track",)
@@ -22,27 +23,31 @@ DEBUG_KINDS = ("nan",)
 KEPT_WEIGHTS = ("best",)
 # what track= takes: the first is always on, each other is a package, and an extra of ours
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
+_SIDES_PX = range(8, 2049)  # of images, as recipes have them
 
 
 @dataclass(frozen=True)
 class Settings:
     """Resolved settings: no `auto` is left.
 
-    device: "cpu" or "cuda[:n]". precision: of the forward pass; weights are always float32. tf32:
-    float32 whose convolutions and matrix products round their factors to 10 bits, on a GPU.
-    num_workers: loader processes, or ffcv's threads. num_threads: torch's threads on the CPU.
-    checkpoint_s: least time between two checkpoints. log_steps: optimizer steps between two lines
-    of metrics. micro_batch: "recipe" as the recipe says, or "auto" to split it where memory
-    runs out. activation_checkpointing: are activations recomputed in the backward pass? compile:
-    are the model's passes compiled? compile_mode: by which of torch.compile's modes. cuda_graphs:
-    are the passes over a micro-batch captured, and launched as one? half_group_norm: under bf16 and
-    fp16 group norms read and write these, with statistics in float32, where autocast on a GPU would
-    convert to float32 and back. profile: is a trace of a few steps written? keep_every_epochs:
-    whose checkpoints stay, 0 for none but the last two. loader: "torch", "pil" for the same with
-    every JPEG file decoded whole by PIL, or "ffcv". stop_if: "off_track" to end a run that is off
-    the track of earlier ones. expect: which those are, "" for those of the same recipe. debug:
-    "nan" to have the source of numbers that are not finite named. keep: "best" to keep the weights
-    of the best epoch beside the last. trackers: where curves go beside TensorBoard.
+    device: "cpu", "cuda[:n]", "xpu[:n]" or "mps". precision: of the forward pass; weights are
+    always float32. tf32: float32 whose convolutions and matrix products round their factors to 10
+    bits, on a GPU. num_workers: loader processes, or ffcv's threads. num_threads: torch's threads
+    on the CPU. checkpoint_s: least time between two checkpoints. log_steps: optimizer steps between
+    two lines of metrics. micro_batch: "recipe" as the recipe says, or "auto" to split it where
+    memory runs out. activation_checkpointing: are activations recomputed in the backward pass?
+    compile: are the model's passes compiled? compile_mode: by which of torch.compile's modes.
+    cuda_graphs: are the passes over a micro-batch captured, and launched as one? half_group_norm:
+    under bf16 and fp16 group norms read and write these, with statistics in float32, where autocast
+    on a GPU would convert to float32 and back. profile: is a trace of a few steps written?
+    keep_every_epochs: whose checkpoints stay, 0 for none but the last two. loader: "torch", "pil"
+    for the same with every JPEG file decoded whole by PIL, or "ffcv". stop_if: "off_track" to end a
+    run that is off the track of earlier ones. expect: which those are, "" for those of the same
+    recipe. debug: "nan" to have the source of numbers that are not finite named. keep: "best" to
+    keep the weights of the best epoch beside the last. trackers: where curves go beside
+    TensorBoard. test_px: image sizes at which the finished model is scored too; the result is at
+    the recipe's own. eval_every_epochs: from one evaluation to the next; the last epoch always has
+    one. eval_images: at once in an evaluation.
     """
 
     device: str
@@ -68,6 +73,16 @@ class Settings:
     debug: str = ""
     keep: str = ""
     trackers: tuple[str, ...] = ()
+    test_px: tuple[int, ...] = ()
+    eval_every_epochs: int = 1
+    eval_images: int = 128  # not the recipe's batch, so that a score does not depend on that
+
+    def is_channels_last(self, px: int) -> bool:
+        """Do the values of a place lie together in memory, for images of px? On a CPU only for
+        large ones, where it takes a sixth to a third off a step; of small ones oneDNN's own blocks
+        are faster.
+        """
+        return self.channels_last or (self.device == "cpu" and px >= _CHANNELS_LAST_PX)
 
     @property
     def is_bitwise(self) -> bool:
@@ -98,6 +113,10 @@ def make_settings(
     debug: str = "",
     keep: str = "",
     track: str = "",
+    test_px: str = "",
+    eval_every: int = Settings.eval_every_epochs,
+    eval_batch: int = Settings.eval_images,
+    log_every: int = Settings.log_steps,
 ) -> Settings:
     """Resolve what was asked against this machine.
 
@@ -124,25 +143,24 @@ def make_settings(
             " it without them"
         )
     trackers = trackers_of(track)
+    _check_counts(eval_every=eval_every, eval_batch=eval_batch, log_every=log_every)
     if compile and activation_checkpointing:
         raise UserError(
             "compile=1 activation_checkpointing=1: each changes how a pass runs; use one of the two"
         )
     _check_compile_mode(compile_mode, compile)
-    device = _resolve_device(device, torch.cuda)
-    on_gpu = device.startswith("cuda")
+    device = resolve_device(device)
+    kind = kind_of(device)
     if cuda_graphs:
-        _check_cuda_graphs(on_gpu, micro_batch, activation_checkpointing)
-    if ":" in device:
-        # what names no GPU of its own means this one, the question for bf16 included
-        torch.cuda.set_device(device)
+        _check_cuda_graphs(kind == "cuda", micro_batch, activation_checkpointing)
+    use_device(device)  # what names none means this one, the question for bf16 included
     return Settings(
         device=device,
-        precision=_resolve_precision(precision, on_gpu, torch.cuda),
-        # On the CPU oneDNN picks its own blocked layout: channels_last was measured slower there
-        # for small images.
-        channels_last=on_gpu,
-        num_workers=worker_count(workers, auto=_auto_workers(on_gpu, in_memory, num_ranks_here)),
+        precision=_resolve_precision(precision, kind),
+        channels_last=kind in ("cuda", "xpu"),
+        num_workers=worker_count(
+            workers, auto=_auto_workers(kind != "cpu", in_memory, num_ranks_here)
+        ),
         num_threads=torch.get_num_threads(),
         runs=Path(runs),
         results=Path(results),
@@ -161,6 +179,10 @@ def make_settings(
         debug=debug,
         keep=keep,
         trackers=trackers,
+        test_px=sizes_of(test_px),
+        eval_every_epochs=eval_every,
+        eval_images=eval_batch,
+        log_steps=log_every,
     )
 
 
@@ -170,6 +192,13 @@ def _check_word(name: str, value: str, valid: tuple[str, ...]) -> None:
         raise UserError(
             f"{name}={value}: unknown{did_you_mean(value, valid)}; valid: {', '.join(valid)}"
         )
+
+
+def _check_counts(**given: int) -> None:
+    """Refuse a number below 1. Raises UserError."""
+    for name, value in given.items():
+        if value < 1:
+            raise UserError(f"{name}={value}: below 1", f"use {name}=1 or more")
 
 
 def _check_compile_mode(mode: str, is_compiled: bool) -> None:
@@ -184,7 +213,7 @@ def _check_compile_mode(mode: str, is_compiled: bool) -> None:
 
 def _check_cuda_graphs(on_gpu: bool, micro_batch: str, is_checkpointing: bool) -> None:
     if not on_gpu:
-        raise UserError("cuda_graphs=1: needs a GPU; use cuda_graphs=0")
+        raise UserError("cuda_graphs=1: needs an NVIDIA GPU; use cuda_graphs=0")
     if is_checkpointing:
         raise UserError(
             "cuda_graphs=1 activation_checkpointing=1: recomputing asks the generator for its"
@@ -197,33 +226,6 @@ def _check_cuda_graphs(on_gpu: bool, micro_batch: str, is_checkpointing: bool) -
         )
 
 
-def _resolve_device(device: str, cuda) -> str:
-    if device == "auto":
-        return "cuda" if cuda.is_available() else "cpu"
-    if device == "cpu":
-        return device
-    if device == "cuda" or (device.startswith("cuda:") and device[5:].isdigit()):
-        number = int(device[5:] or 0) if ":" in device else 0
-        if number >= cuda.device_count():
-            raise UserError(
-                f"device={device}: torch sees {cuda.device_count()} GPUs here; use device=cpu"
-            )
-        return device
-    if device.partition(":")[0] in _OTHER_ACCELERATORS:
-        raise UserError(f"device={device}: not supported (untried); use device=cpu")
-    raise UserError(f"device={device}: not a device; valid: auto, cpu, cuda, cuda:N")
-
-
-def unused_accelerator(device: str) -> str | None:
-    """The accelerator of this machine that a run on its CPU leaves idle, as no test of ours has
-    ever run on one; None where there is none.
-    """
-    import torch
-
-    found = torch.accelerator.current_accelerator(check_available=True)
-    return _OTHER_ACCELERATORS.get(found.type) if device == "cpu" and found else None
-
-
 def check_precision(precision: str) -> None:
     """Refuse a precision that is not there. Raises UserError."""
     if precision not in ("auto", *PRECISIONS):
@@ -233,25 +235,28 @@ def check_precision(precision: str) -> None:
         )
 
 
-def _resolve_precision(precision: str, on_gpu: bool, cuda) -> str:
+def _resolve_precision(precision: str, kind: str) -> str:
+    import torch
+
     check_precision(precision)
     if precision == "auto":
-        if not on_gpu:
-            return "float32"
-        # GPUs before Ampere only emulate bf16
-        return "bf16" if cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    if precision == "fp16" and not on_gpu:
+        if kind == "cuda":
+            # GPUs before Ampere only emulate bf16
+            is_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+            return "bf16" if is_bf16 else "fp16"
+        return "bf16" if kind == "xpu" and torch.xpu.is_bf16_supported() else "float32"
+    if precision == "fp16" and kind not in ("cuda", "xpu"):
         raise UserError("precision=fp16: needs a GPU (its gradient scaler); use precision=float32")
-    if precision == "tf32" and not (on_gpu and cuda.is_tf32_supported()):
+    if precision == "tf32" and not (kind == "cuda" and torch.cuda.is_tf32_supported()):
         raise UserError("precision=tf32: needs an NVIDIA GPU since Ampere; use precision=float32")
     return precision
 
 
-def _auto_workers(on_gpu: bool, in_memory: bool, num_ranks_here: int) -> int:
-    if in_memory and not on_gpu:
+def _auto_workers(has_accelerator: bool, in_memory: bool, num_ranks_here: int) -> int:
+    if in_memory and not has_accelerator:
         return 0
     num_own = max(1, num_cores() // num_ranks_here)
-    return min(16, num_own) if on_gpu else max(1, num_own // 2)
+    return min(16, num_own) if has_accelerator else max(1, num_own // 2)
 
 
 def worker_count(workers: str, auto: int) -> int:
@@ -264,6 +269,21 @@ def worker_count(workers: str, auto: int) -> int:
     if not workers.isdigit() or int(workers) > 256:
         raise UserError(f"workers={workers}: not a number of processes; valid: auto, 0 .. 256")
     return int(workers)
+
+
+def sizes_of(test_px: str) -> tuple[int, ...]:
+    """The sides in px of "224 256", each once; empty where none is given.
+
+    Raises UserError for what is no side of an image.
+    """
+    words = test_px.replace(",", " ").split()
+    for word in words:
+        if not (word.isascii() and word.isdecimal()) or int(word) not in _SIDES_PX:
+            raise UserError(
+                f"test_px={test_px}: {word!r} is no number of pixels",
+                f"use 224, or 224 256, each {_SIDES_PX[0]} to {_SIDES_PX[-1]}",
+            )
+    return tuple(dict.fromkeys(map(int, words)))
 
 
 def check_writable(what: str, folder: Path) -> None:

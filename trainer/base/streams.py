@@ -41,6 +41,9 @@ PURPOSES = {
     "torchvision_auto_augment": 24,
     "torchvision_rand_augment": 25,
     "aug_mix": 26,
+    "sampling": 27,
+    "sampled_images": 28,
+    "hue_jitter": 29,
 }
 
 

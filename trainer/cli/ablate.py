@@ -9,8 +9,9 @@ import typer
 
 from trainer.ablation.threads import set_num_threads
 from trainer.base.errors import UserError, did_you_mean
+from trainer.base.memory import importing
 from trainer.base.plugins import load_plugins
-from trainer.base.settings import trackers_of
+from trainer.base.settings import sizes_of, trackers_of
 from trainer.base.signals import StopRequest
 from trainer.cli import options
 from trainer.cli.options import app, user_errors
@@ -60,6 +61,7 @@ def ablate(
     results: Annotated[
         str, typer.Option(help="Folder of the stored rows, or a URL that fsspec opens.")
     ] = "results",
+    test_px: options.TestSizes = "",
     track: options.Track = "",
     plugins: options.PluginFiles = "",
 ) -> None:
@@ -70,17 +72,20 @@ def ablate(
     """
     _check_options(on, device, gpus, per_cell)
     trackers_of(track)
+    sizes_of(test_px)
     if on == "here":
         set_num_threads(runs, ablation, jobs or gpus or 1)
     with StopRequest() as stop:  # before the imports, which take seconds
         load_plugins(plugins)  # only now: a plugin may import torch, which reads how many threads
-        from trainer.ablation import start  # torch, likewise; and --help answers without it
+        with importing():
+            from trainer.ablation import start  # torch, likewise; and --help answers without it
 
         settings = {
             "device": device,
             "precision": precision,
             "workers": workers,
             "checkpoint_s": checkpoint_s,
+            "test_px": test_px,
             "track": track,
         }
         shared = start.shared_settings(runs, results, **settings)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from trainer.base.memory import importing
 from trainer.cli import options
 from trainer.cli.options import app, user_errors
 
@@ -49,7 +50,8 @@ def bench(
     On a GPU also a loop of timm's parts, both optimizers alone and peak memory, within eight
     minutes.
     """
-    from trainer.cli.bench_commands import run_bench  # torch takes seconds
+    with importing():
+        from trainer.cli.bench_commands import run_bench  # torch takes seconds
 
     machine = {"device": "cuda" if gpu else device, "precision": precision}
     machine |= {"workers": workers, "loader": loader}

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from trainer.base.memory import importing
 from trainer.cli import options
 from trainer.cli.options import app, user_errors
 
@@ -18,6 +19,7 @@ Src = Annotated[
 ]
 
 
+@importing()
 def _commands():
     from trainer.cli import data_commands  # torch, timm, pydantic: only once options are parsed
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
 from trainer.base.commands import command
@@ -16,14 +15,13 @@ from trainer.base.cores import num_cores
 from trainer.base.disk import why, write_atomically
 from trainer.base.errors import UserError, did_you_mean
 from trainer.base.settings import worker_count
-from trainer.base.terminal import readable
 from trainer.data.check import DataReport
 from trainer.data.check import check_data as check_images
 from trainer.data.dataset import OpenedData, open_data
 from trainer.data.datasets.builtin import open_set
 from trainer.data.datasets.packed import holds_files
 from trainer.data.ffcv.beton_writer import Storage, write_beton
-from trainer.data.own_profile import NoImages, as_yaml, check_new, class_weights, own_profile
+from trainer.data.own_profile import NoImages, as_yaml, check_new, own_profile
 from trainer.data.profile import data_folder, find_profile
 from trainer.inference.data_page import write_data_page
 from trainer.recipe.overrides import as_set
@@ -37,7 +35,20 @@ __all__ = ["Job", "check_data", "parity", "storage_of", "write_data"]
 FORMATS = ("beton", "raw")
 RAW_SIDE_PX = 256  # what most resized copies of ImageNet have
 _UNEVEN = 1.5  # times the images of the smallest class in the largest
-_MOST_WEIGHTS = 100
+# what a recipe may do about it; `mean_over: images` leaves the loss its size
+_FOR_UNEVEN: tuple[dict[str, Any], ...] = (
+    {"sampling": {"name": "square_root"}},
+    {"sampling": {"name": "balanced"}},
+    {"loss.class_weighting": {"name": "inverse_square_root", "mean_over": "images"}},
+    {"loss.class_weighting": {"name": "inverse", "mean_over": "images"}},
+    {
+        "loss.class_weighting": {
+            "name": "effective_number",
+            "beta": 0.999,
+            "mean_over": "images",
+        }
+    },
+)
 
 
 def check_data(
@@ -65,16 +76,25 @@ def check_data(
     measured = None
     if profile is not None or (folder is not None and data not in PROFILES):
         try:
-            measured = own_profile(known.name, **reports)
+            measured = _of_task(own_profile(known.name, **reports), known.task)
         except NoImages:
             if profile is not None:
                 raise
         else:
             _show_profile(out, measured, data, folder, profile, is_sound)
-    _show_class_weights(out, reports["train"].class_counts)
+    if known.task is None:
+        _show_uneven(out, list(reports["train"].class_counts.values()))
+    if page is not None and known.task is not None:
+        raise UserError(f"page={page}: shows classes of whole images", "leave page= out")
     if page is not None:
         _write_page(out, page, opened, reports, measured or known)
     return is_sound
+
+
+def _of_task(measured: Profile, task: str | None) -> Profile:
+    """The profile for a task; the adaptation and the majority are about classes of whole images."""
+    changes = {"task": task, "adapt": None, "majority_pct": None}
+    return measured if task is None else measured.model_copy(update=changes)
 
 
 def _write_page(
@@ -119,7 +139,8 @@ def _show_profile(
         where = f"written to {path}"
     elif path is not None:
         where = f"not written to {path}: mend the images that are listed, then the same command"
-    use = command("plan", recipe="A3", model="resnet18", data=to, data_dir=folder)
+    recipe = "A3" if made.task is None else f"<one for {made.task}>"
+    use = command("plan", recipe=recipe, model="resnet18", data=to, data_dir=folder)
     out.print(Text(f"data profile of these images ({where}), to be edited; then {use}"))
     out.print(Text(as_yaml(made).rstrip()))
     if made.adapt:
@@ -130,22 +151,16 @@ def _show_profile(
         )
 
 
-def _show_class_weights(out: Console, class_counts: Mapping[str, int]) -> None:
-    """How uneven classes may be weighted; nothing where they are even, or too many to write."""
-    counts = list(class_counts.values())
-    if max(counts) < _UNEVEN * min(counts) or len(counts) > _MOST_WEIGHTS:
+def _show_uneven(out: Console, counts: list[int]) -> None:
+    """How small classes may be shown more often, or count for more (in ce, bce and focal); nothing
+    where classes are even.
+    """
+    if max(counts) < _UNEVEN * min(counts):
         return
-    out.print(
-        Text("uneven classes; weights that a loss may give them (ce and bce), in this order:")
-    )
-    rules = class_weights(counts)
-    table = Table("class", "images", *rules, box=None, pad_edge=False)
-    for name, count, *weights in zip(class_counts, counts, *rules.values(), strict=True):
-        table.add_row(Text(readable(name)), f"{count:,}", *(f"{one:g}" for one in weights))
-    out.print(Padding(table, (0, 0, 0, 2)))
-    for rule, weights in rules.items():
-        written = as_set({"loss.class_weights": tuple(weights)})
-        out.print(Text(f"  {rule}: {written}"), soft_wrap=True)
+    line = f"uneven classes, {min(counts):,} to {max(counts):,} images; a recipe may take one of"
+    out.print(Text(line))
+    for items in _FOR_UNEVEN:
+        out.print(Text(f"  {as_set(items)}"), soft_wrap=True)
 
 
 def storage_of(
@@ -188,6 +203,11 @@ def write_data(
         )
     num_threads = max(1, worker_count(workers, auto=num_cores()))
     profile, console = find_profile(data, src), summary.console()
+    if profile.task is not None:
+        raise UserError(
+            f"data={data}: images for {profile.task}, of whose targets a .beton has no place",
+            "train from the folder itself",
+        )
     for split in ("train", "val"):
         images = open_set(profile, folder, split)
         with summary.progress(console, split, images.num_images) as advance:

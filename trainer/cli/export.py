@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
+from trainer.base.memory import importing
 from trainer.base.signals import StopRequest
 from trainer.cli import inference, options
 from trainer.cli.options import app, user_errors
 
 
+@importing()
 def _commands():
     from trainer.cli import export_commands  # torch, timm: only once options are parsed
 
@@ -92,7 +94,8 @@ def latency(
     OpenVINO, and by int8 models that export has written. They take turns.
     """
     with StopRequest() as stop:
-        from trainer.cli import latency_commands as commands  # torch, timm: as above
+        with importing():
+            from trainer.cli import latency_commands as commands  # torch, timm: as above
 
         commands.latency(
             commands.Asked(run, model, weights, runs, test_px, None, ""),

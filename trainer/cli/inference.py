@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from trainer.base.errors import UserError
+from trainer.base.memory import importing
 from trainer.base.signals import StopRequest
 from trainer.cli import options
 from trainer.cli.options import app, user_errors
@@ -21,7 +22,9 @@ Batch = Annotated[int, typer.Option(min=1, help="Images at once.")]
 TestPx = Annotated[
     str,
     typer.Option(
-        "--test-px", "--test_px", help="Side of the model's input; default: as it was trained for."
+        "--test-px",
+        "--test_px",
+        help='Side of the model\'s input, or several: "224 256"; default: as it was trained for.',
     ),
 ]
 Crop = Annotated[
@@ -32,6 +35,7 @@ Interpolation = Annotated[
 ]
 
 
+@importing()
 def _commands():
     from trainer.cli import inference_commands  # torch, timm: only once options are parsed
 
@@ -62,23 +66,19 @@ def predict(
     runs: options.Runs = Path("runs"),
     again: Annotated[bool, typer.Option(help="Overwrite a file of answers.")] = False,
 ) -> None:
-    """Write a model's best classes for every image of a folder, with their probabilities (softmax).
-    Rerun the same command to resume.
+    """Write a model's best classes for every image of a folder, with their probabilities (softmax);
+    at several image sizes (test_px="224 256") a file for each; of a run of segmentation masks and
+    overlays, into the folder <out> without its ending. Rerun the same command to resume.
     """
     with StopRequest() as stop:
         commands = _commands()
+        asked = commands.Asked(run, model, weights, runs, test_px, crop, interpolation)
+        settings = commands.make_settings(device, precision, workers)
+        if (folder := asked.folder_of_pictures()) is not None:
+            commands.predict_pictures(folder, images, out, settings, again, stop.check)
+            return
         commands.predict(
-            commands.Asked(run, model, weights, runs, test_px, crop, interpolation).at_one_size()[
-                0
-            ],
-            images,
-            out,
-            top_k,
-            batch,
-            commands.make_settings(device, precision, workers),
-            sheet,
-            again,
-            stop.check,
+            asked.at_sizes(), images, out, top_k, batch, settings, sheet, again, stop.check
         )
 
 
@@ -95,6 +95,10 @@ def evaluate(
     page: Annotated[
         Path | None,
         typer.Option(help="Folder for a page on classes, confusions, calibration, worst images."),
+    ] = None,
+    real: Annotated[
+        Path | None,
+        typer.Option(help="ReaL's real.json: a score of ImageNet's val by its labels too."),
     ] = None,
     among_present: Annotated[
         bool,
@@ -122,7 +126,7 @@ def evaluate(
     """
     with StopRequest() as stop:
         is_otherwise = any(
-            (data, page, among_present, flip, test_px, crop, interpolation, model, weights)
+            (data, page, real, among_present, flip, test_px, crop, interpolation, model, weights)
         )
         if not is_otherwise:
             if not run:
@@ -137,6 +141,7 @@ def evaluate(
             data,
             data_dir,
             page,
+            real,
             among_present,
             flip,
             batch,

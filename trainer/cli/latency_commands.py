@@ -58,7 +58,8 @@ def latency(
     with tempfile.TemporaryDirectory() as folder:
         engines = _engines(classifier, Path(folder), own, is_compiled, console)
         pixels = next(drawn_batches(classifier.image))
-        inputs = scored_inputs(pixels, classifier.image, make_settings("cpu", "float32")).numpy()
+        settings = make_settings("cpu", "float32")
+        inputs = scored_inputs(pixels, classifier.image, settings).contiguous().numpy()
         total = len(engines) * len(sizes) * len(counts) * num_rounds
         with summary.progress(console, "turns", total) as each:
             timings = measure(

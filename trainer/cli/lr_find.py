@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
+from trainer.base.memory import importing
 from trainer.base.signals import StopRequest
 from trainer.cli import options
-from trainer.cli.options import app, user_errors
+from trainer.cli.options import app, user_errors, with_runs
 
 
 @app.command("lr-find")
@@ -61,10 +62,11 @@ def lr_find(
     with (
         StopRequest() as stop
     ):  # signals count from here on; the import below takes seconds (torch)
-        from trainer.cli.lr_find_ranks import find_on_ranks  # torch takes seconds
+        with importing():
+            from trainer.cli.lr_find_ranks import find_on_ranks  # torch takes seconds
 
         machine = {"precision": precision, "workers": workers, "runs": runs, "results": results}
         request = ramp, low, high, steps, seeds, curve
-        asked = recipe, model, data, data_dir, set_, weights, again
+        asked = recipe, model, data, data_dir, with_runs(set_, runs), weights, again
         code = find_on_ranks(asked, request, device, machine, gpus, procs, stop)
     raise typer.Exit(code)

@@ -19,7 +19,7 @@ from trainer.distributed.launch import asked_ranks, check_gpus, launch
 from trainer.lr_finder import output
 from trainer.lr_finder.api import Request, run, set_up
 from trainer.lr_finder.baseline import check_hold_out
-from trainer.models.weights import given_weights
+from trainer.models.trained import given_weights
 from trainer.recipe.plan import check_settings
 from trainer.runs import summary as show
 from trainer.runs.job import Job, plan_of

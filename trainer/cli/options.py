@@ -71,7 +71,9 @@ Weights = Annotated[
         "timm:resnet50.a1_in1k; recorded with their sha256."
     ),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Device = Annotated[
+    str, typer.Option(help="auto, cpu, cuda[:N], xpu[:N] or mps (the last two untried).")
+]
 Precision = Annotated[
     str,
     typer.Option(
@@ -99,7 +101,11 @@ Stores = Annotated[
     ),
 ]
 MetricName = Annotated[
-    str, typer.Option("--metric", help="top1, top5, loss or ema (top-1 of the weight average).")
+    str,
+    typer.Option(
+        "--metric",
+        help="top1 (a task's main score), top5, loss, ema (top-1 of the weight average) or mIoU.",
+    ),
 ]
 AgainFlag = Annotated[
     bool, typer.Option("--again/--no-again", help="Start a new run where the row exists already.")
@@ -227,6 +233,36 @@ Keep = Annotated[
         "result stays the last epoch's."
     ),
 ]
+EvalEvery = Annotated[
+    int,
+    typer.Option(
+        "--eval-every",
+        "--eval_every",
+        min=1,
+        help="Epochs from one evaluation to the next; the last epoch always has one.",
+    ),
+]
+EvalBatch = Annotated[
+    int,
+    typer.Option(
+        "--eval-batch", "--eval_batch", min=1, help="Images at once in an evaluation of a run."
+    ),
+]
+LogEvery = Annotated[
+    int,
+    typer.Option(
+        "--log-every", "--log_every", min=1, help="Steps between two lines of losses and speeds."
+    ),
+]
+TestSizes = Annotated[
+    str,
+    typer.Option(
+        "--test-px",
+        "--test_px",
+        help='Image sizes to score the finished model at too: "224 256 288"; in the row beside the '
+        "result, which stays that of the recipe's own size.",
+    ),
+]
 BadImages = Annotated[
     str,
     typer.Option(
@@ -241,6 +277,26 @@ PluginFiles = Annotated[
         help="Python files with components of your own: my_losses.py, several with commas."
     ),
 ]
+
+
+def with_runs(overrides: str, runs: Path) -> str:
+    """The overrides of set=, a teacher's `run:` as of the folder of runs."""
+    if "run:" not in overrides or runs == Path("runs"):
+        return overrides
+    from trainer.recipe.overrides import as_text, overrides_of  # pydantic: not for --help
+
+    return as_text(_in_folder(overrides_of(overrides), runs))
+
+
+def _in_folder(items: Mapping[str, Any], runs: Path) -> dict[str, Any]:
+    """Overrides in which the runs of `weights` are those of a folder."""
+    found = dict(items)
+    for label, value in items.items():
+        if isinstance(value, Mapping):
+            found[label] = _in_folder(value, runs)
+        elif label.rpartition(".")[2] == "weights" and str(value).startswith("run:"):
+            found[label] = str(runs / value.removeprefix("run:"))
+    return found
 
 
 def _set_hint(error: Exception) -> str:

@@ -42,7 +42,13 @@ def planned_settings(device: str, precision: str, on_gpus: bool) -> Settings:
 
 
 def print_estimate(
-    out: Console, plan: Plan, settings: Settings, results: Path, model: nn.Module, job: Job
+    out: Console,
+    plan: Plan,
+    settings: Settings,
+    results: Path,
+    model: nn.Module,
+    job: Job,
+    teacher: nn.Module | None,
 ) -> None:
     """Time, memory and cores of a run; job: as it was asked for."""
     in_memory = job.data_dir is None and (plan.profile.images_of or plan.profile.name) in KNOWN_SETS
@@ -51,7 +57,7 @@ def print_estimate(
     speed = speed_of(plan, settings, results, model)
     lines = {
         "time": _time(plan, speed, command("bench", **_bench_words(job, on_gpu))),
-        f"memory of a {device}": _memory(step_memory(plan, settings, model), on_gpu),
+        f"memory of a {device}": _memory(step_memory(plan, settings, model, teacher), on_gpu),
     }
     if on_gpu and not in_memory:
         lines["cores"] = _cores(plan, speed)
@@ -86,6 +92,7 @@ def _time(plan: Plan, speed: Speed | None, bench: str) -> str:
 def _memory(memory: StepMemory, on_gpu: bool) -> str:
     parts = {
         "weights": memory.weights,
+        "the teacher's": memory.teacher,
         "gradients": memory.gradients,
         "their average": memory.average,
         "optimizer": memory.optimizer,

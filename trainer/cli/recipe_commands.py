@@ -23,7 +23,7 @@ from trainer.data.profile import (
 from trainer.distributed.launch import asked_ranks
 from trainer.models.build import assemble
 from trainer.models.edit.replacement import Replacement
-from trainer.models.weights import given_weights
+from trainer.models.trained import given_weights
 from trainer.recipe.explain import diff_rows, diff_table, explain_rows, explain_table
 from trainer.recipe.plan import make_plan
 from trainer.recipe.profiles import PROFILES
@@ -31,6 +31,7 @@ from trainer.recipe.schema import from_random_weights, load_recipe
 from trainer.recipe.shipped import find_recipe
 from trainer.runs import summary
 from trainer.runs.job import Job, plan_of, resolve
+from trainer.tasks.teacher import open_teacher
 from trainer.tools.matrix import untested_family
 
 __all__ = ["Job", "diff", "explain", "given_weights", "plan", "plan_ablation"]
@@ -50,7 +51,8 @@ def plan(
         check_counts(find_profile(job.data, folder), folder)
     planned, out = plan_of(job), summary.console()
     model, replacements = assemble(planned)
-    summary.plan_in_full(out, planned, model, replacements)
+    teacher = open_teacher(planned)
+    summary.plan_in_full(out, planned, model, replacements, teacher)
     if family := untested_family(job.model):
         line = f"note: untested here: results/matrix.md has no model of timm's {family}"
         out.print(line, style="yellow", markup=False, soft_wrap=True)
@@ -58,7 +60,7 @@ def plan(
     summary.majority_line(out, planned.profile.majority_pct if folder is None else counted_pct)
     summary.ignored_lines(out, ignored_files(folder))
     summary.stand_in_line(out, val_stand_in(folder))
-    print_estimate(out, planned, settings, results, model, job)
+    print_estimate(out, planned, settings, results, model, job, teacher)
 
 
 def plan_ablation(

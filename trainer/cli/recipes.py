@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from trainer.base.errors import UserError
+from trainer.base.memory import importing
 from trainer.cli import options
 from trainer.cli.options import app, user_errors
 from trainer.cli.recipe_list import list_recipes
@@ -16,6 +17,7 @@ _RUN_OPTIONS = ("recipe", "model", "data", "seed", "set_", "weights", "gpus", "p
 _ABLATION_OPTIONS = ("measure", "workers")
 
 
+@importing()
 def _commands():
     from trainer.cli import recipe_commands  # torch, timm, pydantic: only once options are parsed
 

@@ -14,9 +14,10 @@ from trainer.base.disk import write_atomically
 from trainer.base.errors import UserError
 from trainer.base.settings import make_settings
 from trainer.base.terminal import open_terminal
+from trainer.cli.options import with_runs
 from trainer.distributed.launch import slurm_job
 from trainer.models.build import check_model_name
-from trainer.models.weights import given_weights
+from trainer.models.trained import given_weights
 from trainer.runs import rescore, summary
 from trainer.runs.job import Job, plan_of
 from trainer.runs.results import Row, read_row_file
@@ -123,7 +124,7 @@ def write_job_file(
     fields = ("recipe", "model", "data", "data_dir", "seed", "bad_images", "again")
     job = Job(
         **{name: options[name] for name in fields},
-        overrides=options["set_"],
+        overrides=with_runs(options["set_"], options["runs"]),
         weights=given_weights(options["weights"], options["model"], options["runs"]),
         world_size=slurm["nodes"] * (slurm["gpus"] or 1),
     )

@@ -13,7 +13,7 @@ from rich.text import Text
 from trainer.base.commands import command
 from trainer.base.errors import printable
 from trainer.base.terminal import open_terminal
-from trainer.runs.own_runs import OwnRun, own_runs
+from trainer.runs.own_runs import OwnRun, own_runs, score_text
 
 _COLUMNS = ["run", "recipe", "model", "data", "epochs", "state", "top-1 %", "deviations", "folder"]
 _IN_NAME = ("recipe", "model", "data")
@@ -51,10 +51,9 @@ def list_runs(runs: Path, results: Path, as_json: bool) -> None:
 def _cells(one: OwnRun, runs: Path) -> tuple[str, ...]:
     done = "?" if one.epochs_done is None else f"{one.epochs_done:g}"
     epochs = "" if one.epochs is None else f"{done} of {one.epochs:g}"
-    score = "" if one.top1_pct is None else f"{one.top1_pct:.2f}"
     changed = list(one.deviations[:_MOST_DEVIATIONS])
     if len(one.deviations) > len(changed):
         changed.append(f"{len(one.deviations) - len(changed)} more")
     named = (one.recipe or "", one.model or "", one.data or "")
     folder = f"{runs}/" if one.folder else "none"
-    return one.run, *named, epochs, one.state, score, " ".join(changed), folder
+    return one.run, *named, epochs, one.state, score_text(one), " ".join(changed), folder

@@ -8,15 +8,17 @@ from typing import Annotated, Any
 import typer
 
 from trainer.base.errors import printable
+from trainer.base.memory import importing
 from trainer.base.plugins import load_plugins
-from trainer.base.settings import check_loader, trackers_of
+from trainer.base.settings import check_loader, sizes_of, trackers_of
 from trainer.base.signals import StopRequest
 from trainer.cli import options
-from trainer.cli.options import app, user_errors
+from trainer.cli.options import app, user_errors, with_runs
 
 RunName = Annotated[str, typer.Option(help="A run's name, or its folder.")]
 
 
+@importing()
 def _commands():
     from trainer.cli import run_commands  # torch, timm, pydantic: only once options are parsed
 
@@ -59,6 +61,10 @@ def train(
     expect: options.Expect = "",
     debug: options.Debug = "",
     keep: options.Keep = "",
+    test_px: options.TestSizes = "",
+    eval_every: options.EvalEvery = 1,
+    eval_batch: options.EvalBatch = 128,
+    log_every: options.LogEvery = 10,
     track: options.Track = "",
 ) -> None:
     """Train a model by a recipe and store the run's row. Rerun the same command to resume a run
@@ -67,6 +73,7 @@ def train(
     with StopRequest() as stop:  # before the imports, which take seconds
         check_loader(loader)
         trackers_of(track)
+        sizes_of(test_px)
         commands = _commands()
         given = commands.given_weights(weights, model, runs)
         code = commands.train_job(
@@ -76,7 +83,7 @@ def train(
                 data,
                 data_dir,
                 seed,
-                set_,
+                with_runs(set_, runs),
                 bad_images,
                 again,
                 ablation,
@@ -96,6 +103,10 @@ def train(
                 "expect": expect,
                 "debug": debug,
                 "keep": keep,
+                "test_px": test_px,
+                "eval_every": eval_every,
+                "eval_batch": eval_batch,
+                "log_every": log_every,
                 "micro_batch": micro_batch,
                 "activation_checkpointing": bool(activation_checkpointing),
                 "compile": bool(compile),

@@ -47,6 +47,7 @@ from trainer.report.latex import as_latex
 from trainer.report.notes import effect_remarks, remarks, warnings
 from trainer.report.rows import Stores, by_cell, errors_in, find_rows, open_table, stores_of
 from trainer.report.tables import METRICS, State, Table, find_metric, summarize
+from trainer.report.test_sizes import REMARK, SizeTable, size_table
 from trainer.report.view import COST_COLUMNS, DEFAULT_COLUMNS, View, make_view
 from trainer.runs.results import Row
 
@@ -114,6 +115,9 @@ def print_table(out: Console, view: View) -> None:
             out.print(_group_table(view, group, columns))
     if table.effects:
         out.print(_effects_table(table))
+    sizes = size_table(table)
+    if sizes is not None:
+        out.print(_sizes_table(table, sizes))
     for line in warnings(table):
         out.print(f"warning: {line}", style="yellow", markup=False)
     for summary in table.cells:
@@ -121,8 +125,19 @@ def print_table(out: Console, view: View) -> None:
             if result.state == "failed":
                 line = f"failed: {summary.cell.name} seed {result.seed}: {result.error}"
                 out.print(line, style="red", markup=False)
-    for line in (*remarks(table, shown_columns(view)), *effect_remarks(table)):
+    more = (*effect_remarks(table), *((REMARK,) if sizes is not None else ()))
+    for line in (*remarks(table, shown_columns(view)), *more):
         out.print(line, style="dim", markup=False)
+
+
+def _sizes_table(table: Table, sizes: SizeTable) -> RichTable:
+    shown = RichTable(title=Text("at other image sizes"), title_justify="left")
+    for place, heading in enumerate(sizes.headings):
+        shown.add_column(Text(heading), justify="right" if place else "left")
+    for line in sizes.lines:
+        group = f" ({line.group})" if len(table.groups) > 1 else ""
+        shown.add_row(*map(Text, (f"{line.cell}{group}", *line.texts)))
+    return shown
 
 
 def _effects_table(table: Table) -> RichTable:
@@ -273,7 +288,7 @@ def print_comparison(out: Console, a: Row, b: Row, runs: Path) -> None:
         out.print(_differences_table(differing))
     else:
         out.print("the rows differ only in name and date")
-    has_scores = None not in (a.top1_pct, b.top1_pct)
+    has_scores = None not in (a.main_pct, b.main_pct)
     if has_scores and a.data_fingerprint == b.data_fingerprint:
         size = a.num_val_images
         out.print(
@@ -290,7 +305,10 @@ def print_comparison(out: Console, a: Row, b: Row, runs: Path) -> None:
             out.print(f"{letter}: no curves, {path} not found", style="dim", markup=False)
         else:
             curves[letter] = found
-    for title, kind in (("val top-1 %", "val_top1"), ("training loss, nats", "train_loss")):
+    for title, kind in (
+        (f"val {a.main_label} %", "val_top1"),
+        ("training loss, nats", "train_loss"),
+    ):
         _print_plot(out, title, {name: getattr(line, kind) for name, line in curves.items()})
 
 

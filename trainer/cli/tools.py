@@ -9,10 +9,12 @@ from typing import Annotated
 
 import typer
 
+from trainer.base.memory import importing
 from trainer.cli.options import Results, Runs, app, user_errors
 from trainer.tools.doctor import diagnose
 
 
+@importing()
 def _commands():
     from trainer.cli import tool_commands  # torch, timm, pydantic: only once options are parsed
 

@@ -18,7 +18,7 @@ from trainer.base.disk import UnfitFile, open_regular, write_atomically
 from trainer.base.errors import UserError, did_you_mean, printable
 from trainer.base.plural import duration
 from trainer.base.terminal import open_terminal, readable
-from trainer.runs.own_runs import DAMAGED, KILLED, RUNNING, STALE
+from trainer.runs.own_runs import DAMAGED, KILLED, RUNNING, STALE, score_text
 from trainer.runs.watch import WatchedRun, watched_runs
 
 _HEADS = ("run", "state", "epochs", "loss", "top-1 %", "images/s", "wait", "left", "last line")
@@ -126,7 +126,7 @@ def _cells(one: WatchedRun) -> tuple[str, ...]:
         one.state,
         epochs,
         _number(one.loss_nats, "{:.4f}"),
-        _number(own.top1_pct, "{:.2f}"),
+        score_text(own),
         _number(one.images_per_s, "{:.0f}"),
         _number(one.wait_share, "{:.0%}"),
         "" if one.left_s is None else duration(one.left_s),

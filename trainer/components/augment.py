@@ -13,6 +13,7 @@ from trainer.components.photometric import (
     ColorJitter,
     GaussianBlur,
     Grayscale,
+    HueJitter,
     Solarize,
     ThreeAugment,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "Flip",
     "GaussianBlur",
     "Grayscale",
+    "HueJitter",
     "Lighting",
     "PadCrop",
     "RandAugment",

@@ -35,13 +35,16 @@ class Augmentation(Component):
 
     purpose: each augmentation names a random stream of its own; two of one stream would draw the
     same numbers. stage: "decode", by the loader; "pixels", on uint8 images of the training size;
-    "normalized", on what the model sees. crops, flips: what one of stage "decode" does. needs_rgb:
-    it is about red, green and blue, and refused for other images.
+    "normalized", on what the model sees. crops, flips: what one of stage "decode" does.
+    keeps_places: it leaves everything in an image where it is, and in sight, as targets with places
+    ask of what comes after the crop. needs_rgb: it is about red, green and blue, and refused for
+    other images.
     """
 
     kind: ClassVar[str] = "augmentation"
     crops: ClassVar[bool] = False
     flips: ClassVar[bool] = False
+    keeps_places: ClassVar[bool] = False
     needs_rgb: ClassVar[bool] = False
 
     @property

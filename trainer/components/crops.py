@@ -8,19 +8,23 @@ import math
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
+from trainer.base.component import Positive
+from trainer.base.errors import UserError
 from trainer.base.streams import uniforms
 from trainer.components.augmentation import Crop, Mirror
 from trainer.components.boxes import (
     NUM_ATTEMPTS,
     AreaRange,
     AspectRange,
+    ascending,
     drawn_sides,
     drawn_start,
     first_fitting,
 )
 
+CropMode = Literal["center", "squash", "border"]
 CropInterpolation = Literal["bilinear", "bicubic", "random", "bilinear_no_antialias"]
 _NUM_INCEPTION_ATTEMPTS = 100
 
@@ -205,6 +209,57 @@ class Resize(Crop):
         return np.concatenate([start, kept], axis=1), is_bicubic
 
 
+class ScaleCrop(Crop):
+    """A square of the image at a drawn place, of a drawn size: as if the image were resized by a
+    random factor, and a square of the training size cut out.
+
+    scale: bounds of the factor, drawn evenly. share: at factor 1 the square's side, as a share of
+    the image's shorter side (480 / 520 where shorter sides of 520 px are cropped to 480).
+    interpolation: as random_resized_crop's, without "random".
+
+    A square that is larger than the image starts at its upper or left edge; what is outside is
+    black, and no target is there. Only tasks whose targets have places take such.
+
+    Source: torchvision's references/segmentation (RandomResize, RandomCrop), which rounds the
+    resized image where here it is the square; DeepLab's factors are 0.5 to 2.
+    """
+
+    name: Literal["scale_crop"] = "scale_crop"
+    scale: Annotated[tuple[Positive, Positive], AfterValidator(ascending)]
+    share: Annotated[float, Field(gt=0, le=4)]
+    interpolation: Literal["bilinear", "bicubic", "bilinear_no_antialias"]
+    purpose: ClassVar[str] = "scale_crop"
+    example: ClassVar[dict[str, Any]] = {
+        "scale": (1.0, 2.0),
+        "share": 0.875,
+        "interpolation": "bilinear",
+    }
+
+    @property
+    def antialias(self) -> bool:
+        return self.interpolation != "bilinear_no_antialias"
+
+    def check(self, plan) -> None:
+        super().check(plan)
+        if self.share > self.scale[0] and not plan.recipe.of_task.takes_padding:
+            raise UserError(
+                f"augment.{self.name}: at scale {self.scale[0]:g} it reaches out of the image,"
+                f" which {plan.recipe.of_task.name} does not take",
+                f"use a scale from {self.share:g} on",
+            )
+
+    def draw(
+        self, seed: int, ids: np.ndarray, heights: np.ndarray, widths: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        draws = uniforms(seed, self.purpose, ids, 3)
+        sides = np.stack([heights, widths], axis=1).astype(np.int64)
+        factor = self.scale[0] + (self.scale[1] - self.scale[0]) * draws[:, 0]
+        side = np.maximum(1, np.rint(sides.min(1) * self.share / factor)).astype(np.int64)
+        start = drawn_start(draws[:, 1:], np.maximum(sides - side[:, None], 0))
+        is_bicubic = np.full(len(ids), self.interpolation == "bicubic")
+        return np.stack([*start.T, side, side], axis=1), is_bicubic
+
+
 class Flip(Mirror):
     """Left and right change places in half of the images.
 
@@ -229,17 +284,29 @@ def evaluation_size(test_px: int, crop_share: float) -> int:
 
 
 def evaluation_geometry(
-    height: int, width: int, test_px: int, crop_share: float
+    height: int, width: int, test_px: int, crop_share: float, mode: CropMode = "center"
 ) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
     """How one image is evaluated: the (height, width) it is resized to, then the box (top, left,
     height, width) kept.
 
+    mode: "center" resizes the shorter side, "squash" both sides alike, "border" the longer side,
+    so that the box may reach beyond the image.
+
     All in px. The longer side is truncated and the margins are rounded half to even.
-    Source: timm's evaluation transform, which is torchvision's Resize of the shorter side and
-    CenterCrop.
+    Source: timm's evaluation transforms of these crop modes; "center" is torchvision's Resize of
+    the shorter side and CenterCrop.
     """
-    short_px = evaluation_size(test_px, crop_share)
-    shorter = min(height, width)
-    resized = (int(short_px * height / shorter), int(short_px * width / shorter))
-    top, left = (round((side - test_px) / 2) for side in resized)
+    side_px = evaluation_size(test_px, crop_share)
+    if mode == "squash":
+        resized = (side_px, side_px)
+    elif mode == "border":
+        ratio = max(height, width) / side_px
+        resized = (max(1, round(height / ratio)), max(1, round(width / ratio)))
+    else:
+        shorter = min(height, width)
+        resized = (int(side_px * height / shorter), int(side_px * width / shorter))
+    top, left = (
+        round((side - test_px) / 2) if side >= test_px else -((test_px - side) // 2)
+        for side in resized
+    )
     return resized, (top, left, test_px, test_px)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from statistics import NormalDist
 from typing import Annotated, Literal, Self
 
@@ -182,12 +183,21 @@ class LearningRate(StrictModel):
         """The epochs of a run of `epochs` that come before the cooldown."""
         return epochs - (self.cooldown_epochs or 0)
 
-    def at(self, step: int, steps_per_epoch: int, epochs: int, seed: int = 0) -> float:
+    def at(
+        self,
+        step: int,
+        steps_per_epoch: int,
+        epochs: int,
+        seed: int = 0,
+        scores: Sequence[float] = (),
+    ) -> float:
         """The rate of step `step`, counted from 0, in a run of epochs * steps_per_epoch steps.
 
-        seed: of the noise.
+        seed: of the noise. scores: of the epochs before the step, for a schedule that looks at
+        them.
         """
         rate = self._smooth_at(step, steps_per_epoch, epochs)
+        rate = self.schedule.after_scores(rate, scores[self.warmup_epochs or 0 :])
         if self.noise is None:
             return rate
         updates_per_epoch = 1 if self.updated == "per_epoch" else steps_per_epoch

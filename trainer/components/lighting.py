@@ -40,6 +40,7 @@ class Lighting(OfNormalized):
     name: Literal["lighting"] = "lighting"
     std: Positive
     purpose: ClassVar[str] = "lighting"
+    keeps_places: ClassVar[bool] = True
     needs_rgb: ClassVar[bool] = True
     example: ClassVar[dict[str, Any]] = {"std": 0.1}
 

@@ -6,13 +6,15 @@ import functools
 from abc import abstractmethod
 from typing import Annotated, Any, ClassVar, Literal, Self
 
+import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional
 
 from trainer.base.component import Component, NonNegative, Positive
 from trainer.base.errors import PlanError
+from trainer.components.class_weighting import ClassWeighting
 
 InnerShare = Annotated[float, Field(gt=0, lt=1)]
 ClassWeights = Annotated[tuple[Positive, ...], Field(min_length=2)]
@@ -36,6 +38,15 @@ class Loss(Component):
     @abstractmethod
     def of_image(self) -> ImageLoss:
         """The part that the answer to a single image can be wrong for."""
+
+    @property
+    def needs_counts(self) -> bool:
+        """Does it depend on how many training images the classes have?"""
+        return False
+
+    def for_counts(self, counts: np.ndarray) -> Self:
+        """The same loss of classes that have so many training images, [K]."""
+        return self
 
 
 class ImageLoss(Loss):
@@ -70,17 +81,49 @@ class ImageLoss(Loss):
         return shares.logit()
 
 
-def _check_weights(weights: ClassWeights | None, num_classes: int) -> None:
-    if weights is not None and len(weights) != num_classes:
-        raise PlanError(
-            f"loss.class_weights: {len(weights)} weights for {num_classes} classes",
-            "write one for each class, in the order of their names",
-            path=("loss", "class_weights"),
-        )
+class _Weighted(ImageLoss):
+    """What the losses share in which classes may count differently.
 
+    class_weights: [K], in the order of the classes' names. class_weighting: a rule that makes them
+    of the number of training images of each class.
 
-def _on_device(weights: ClassWeights | None, like: Tensor) -> Tensor | None:
-    return None if weights is None else _copied(weights, like.dtype, like.device)
+    Raises ValueError where both are there.
+    """
+
+    class_weights: ClassWeights | None = None
+    class_weighting: ClassWeighting | None = None
+
+    @model_validator(mode="after")
+    def _weighted_once(self) -> Self:
+        if self.class_weights is not None and self.class_weighting is not None:
+            raise ValueError("class_weights and class_weighting are both there: keep one of them")
+        return self
+
+    @property
+    def needs_counts(self) -> bool:
+        return self.class_weighting is not None
+
+    def for_counts(self, counts: np.ndarray) -> Self:
+        if self.class_weighting is None:
+            return self
+        weights = self.class_weighting.weights(counts)
+        return self.model_copy(update={"class_weights": weights, "class_weighting": None})
+
+    def check(self, plan) -> None:
+        weights, num_classes = self.class_weights, plan.profile.num_classes
+        if weights is not None and len(weights) != num_classes:
+            raise PlanError(
+                f"loss.class_weights: {len(weights)} weights for {num_classes} classes",
+                "write one for each class, in the order of their names",
+                path=("loss", "class_weights"),
+            )
+
+    def weights_like(self, targets: Tensor) -> Tensor | None:
+        """The weights [K] as the targets are; None where all classes count the same."""
+        assert self.class_weighting is None, "Plan.loss has the weights of its rule"
+        if self.class_weights is None:
+            return None
+        return _copied(self.class_weights, targets.dtype, targets.device)
 
 
 @functools.cache
@@ -119,7 +162,7 @@ class _PerClass(ImageLoss):
         """The mean over images and classes, a scalar."""
 
 
-class BinaryCrossEntropy(_PerClass):
+class BinaryCrossEntropy(_Weighted, _PerClass):
     """One independent yes/no question per class.
 
     Called with the logits and the soft targets of one micro-batch:
@@ -130,16 +173,16 @@ class BinaryCrossEntropy(_PerClass):
     threshold: targets above it count as 1, the others as 0; None keeps them soft.
     sum_classes: the sum over classes in place of their mean, K times as large.
     class_weights: [K], what a yes of each class counts, a no counting 1 (torch's pos_weight).
+    class_weighting: a rule that makes them of the training images.
 
     Source: Wightman et al. 2021, arXiv:2110.00476.
     """
 
     name: Literal["bce"] = "bce"
-    class_weights: ClassWeights | None = None
     example: ClassVar[dict[str, Any]] = {}
 
     def _mean(self, logits: Tensor, targets: Tensor) -> Tensor:
-        weights = _on_device(self.class_weights, targets)
+        weights = self.weights_like(targets)
         return functional.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights)
 
     def best_logits(self, shares: Tensor) -> Tensor:
@@ -147,11 +190,8 @@ class BinaryCrossEntropy(_PerClass):
             return shares.logit()
         return shares.logit() + shares.new_tensor(self.class_weights).log()
 
-    def check(self, plan) -> None:
-        _check_weights(self.class_weights, plan.profile.num_classes)
 
-
-class FocalLoss(_PerClass):
+class FocalLoss(_Weighted, _PerClass):
     """Yes/no questions that count for less the surer the right answer is.
 
     With p the sigmoid of a logit, "yes" costs alpha * (1 - p)**gamma * -log(p) and "no" costs
@@ -163,8 +203,11 @@ class FocalLoss(_PerClass):
     alpha: the weight of a yes, in (0, 1), a no weighing 1 - alpha; None weighs both with 1.
     threshold, sum_classes: as of `bce`. Summed over classes, one class an image, it is the paper's
         normalization by the number of positives.
+    class_weights: [K], what all of an image's yes and no count, by its class; of an image that is
+        of several, the sum of its shares of them. class_weighting: a rule that makes them of the
+        training images.
 
-    Source: Lin et al. 2017, arXiv:1708.02002.
+    Sources: Lin et al. 2017, arXiv:1708.02002; Cui et al. 2019, arXiv:1901.05555 (class weights).
     """
 
     name: Literal["focal"] = "focal"
@@ -179,7 +222,14 @@ class FocalLoss(_PerClass):
         # for any gamma.
         yes = of_yes * targets * (self.gamma * log_no).exp() * log_yes
         no = of_no * (1 - targets) * (self.gamma * log_yes).exp() * log_no
+        weights = self.weights_like(targets)
+        if weights is not None:
+            return -((yes + no) * (targets @ weights)[:, None]).mean()
         return -(yes + no).mean()
+
+    @property
+    def is_linear(self) -> bool:  # type: ignore[override]
+        return self.class_weights is None and self.class_weighting is None
 
 
 class AsymmetricLoss(_PerClass):
@@ -213,7 +263,7 @@ class AsymmetricLoss(_PerClass):
         return -(yes + (1 - targets) * weight * log_rest).mean()
 
 
-class CrossEntropy(ImageLoss):
+class CrossEntropy(_Weighted):
     """One question with K answers: the softmax of the scores against the target's shares.
 
     Called with the logits and the soft targets of one micro-batch:
@@ -223,18 +273,18 @@ class CrossEntropy(ImageLoss):
 
     class_weights: [K], what the share of each class in the targets counts. The mean is over images,
     whatever they count (torch's weight= of soft targets; that of labels divides by the sum).
+    class_weighting: a rule that makes them of the training images.
 
     Source: Szegedy et al. 2015, arXiv:1512.00567 (soft targets).
     """
 
     name: Literal["ce"] = "ce"
     is_linear: ClassVar[bool] = True
-    class_weights: ClassWeights | None = None
     example: ClassVar[dict[str, Any]] = {}
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The loss of one micro-batch: logits and targets [B, K] to a scalar, in nats."""
-        weights = _on_device(self.class_weights, targets)
+        weights = self.weights_like(targets)
         return functional.cross_entropy(logits.to(targets.dtype), targets, weight=weights)
 
     def best_logits(self, shares: Tensor) -> Tensor:
@@ -242,8 +292,36 @@ class CrossEntropy(ImageLoss):
             shares = shares * shares.new_tensor(self.class_weights)
         return shares.log()
 
-    def check(self, plan) -> None:
-        _check_weights(self.class_weights, plan.profile.num_classes)
+
+class Dice(ImageLoss):
+    """How little the predicted shares of each class overlap with the targets, of all rows at once.
+
+    Called with the logits and the soft targets of one micro-batch, of pixels where the task is
+    segmentation:
+        logits   [N, K] float, unnormalized scores
+        targets  [N, K] float in [0, 1], rows summing to 1
+    gives a scalar in the targets' dtype: 1 minus the mean over classes of 2 * sum(p * t) / (sum(p)
+    + sum(t)), p the softmax of the logits; plus `loss`, where there is one, in nats.
+
+    smooth: added to both sides of the fraction, so that a class that is nowhere counts as met.
+    loss: of the same logits and targets; absent, the overlap alone.
+
+    Source: Milletari et al. 2016, arXiv:1606.04797, whose denominator has squares; without them as
+    in MONAI and segmentation_models.pytorch.
+    """
+
+    name: Literal["dice"] = "dice"
+    is_linear: ClassVar[bool] = False
+    smooth: Positive
+    loss: ImageLoss | None = None
+    example: ClassVar[dict[str, Any]] = {"smooth": 1.0, "loss": {"name": "ce"}}
+
+    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The loss of one micro-batch: logits and targets [N, K] to a scalar."""
+        shares = logits.to(targets.dtype).softmax(1)
+        overlap = 2 * (shares * targets).sum(0) + self.smooth
+        dice = 1 - (overlap / (shares.sum(0) + targets.sum(0) + self.smooth)).mean()
+        return dice if self.loss is None else dice + self.loss(logits, targets)
 
 
 class JensenShannon(Loss):
@@ -278,6 +356,13 @@ class JensenShannon(Loss):
     @property
     def of_image(self) -> ImageLoss:
         return self.loss
+
+    @property
+    def needs_counts(self) -> bool:
+        return self.loss.needs_counts
+
+    def for_counts(self, counts: np.ndarray) -> Self:
+        return self.model_copy(update={"loss": self.loss.for_counts(counts)})
 
     @staticmethod
     def _divergence(splits: Tensor) -> Tensor:

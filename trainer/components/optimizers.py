@@ -103,6 +103,12 @@ class Optimizer(Component):
     def build(self, groups: list[dict], lr: float) -> torch.optim.Optimizer:
         """The optimizer of the groups that `param_groups` made; lr: the recipe's peak."""
 
+    def by_fallback(self, model: nn.Module) -> set[int]:
+        """The ids of the weights that an optimizer of two rules moves by its second one, beside
+        those that it chooses itself. Raises PlanError.
+        """
+        return set()
+
     def scaled_by(self, ratio: float) -> Self:
         """The same optimizer where rate and batch are `ratio` times as large: an image takes as
         much of a weight as before.
@@ -246,15 +252,19 @@ class TimmOptimizer(Optimizer):
     optimizer: as timm.optim.list_optimizers() has it. fields: the class's own, under its own names,
     checked against its signature. Each number of the class must be there; a switch that is left out
     stands as timm has it.
+    fallback_classifier, fallback_names: what Muon and its kin move as AdamW beside all vectors: the
+    classifier, and weights by their dotted names or patterns of them (timm's fallback_list).
 
     Raises ValueError for an optimizer or a field that timm does not have, a value of another type,
-    a number left out.
+    a number left out, a fallback of an optimizer that has none.
     """
 
     name: Literal["timm"] = "timm"
     decay_follows_rate: ClassVar[bool] = True
     optimizer: str
     fields: dict[str, Any] = {}
+    fallback_classifier: bool = False
+    fallback_names: tuple[str, ...] = ()
     example: ClassVar[dict[str, Any]] = {
         "optimizer": "lion", "fields": {"betas": (0.9, 0.99)}, "weight_decay": 1.0,
     }  # fmt: skip
@@ -262,7 +272,17 @@ class TimmOptimizer(Optimizer):
     @model_validator(mode="after")
     def _fields_are_timms(self) -> Self:
         timm_optimizer.check_fields(self.optimizer, self.fields)
+        if (self.fallback_classifier or self.fallback_names) and not timm_optimizer.has_fallback(
+            self.optimizer
+        ):
+            raise ValueError(f"timm's {self.optimizer} has one rule: leave the fallback out")
         return self
+
+    def by_fallback(self, model: nn.Module) -> set[int]:
+        found = _named(model, self.fallback_names, "fallback_names")
+        if self.fallback_classifier:
+            found |= {id(weight) for weight in _head(model, "fallback_classifier").parameters()}
+        return found
 
     def build(self, groups: list[dict], lr: float) -> torch.optim.Optimizer:
         return _resumable(timm_optimizer.build(self.optimizer, groups, lr, self.fields))
@@ -273,42 +293,55 @@ def param_groups(model: nn.Module, optimizer: Optimizer) -> list[dict]:
     spared.
 
     Each is {"params": list of tensors, "weight_decay": number, "lr_scale": share of the recipe's
-    learning rate}; from the first layer to the last; a weight used twice in the model appears once.
+    learning rate}, with "use_fallback" where an optimizer of two rules takes its second; from the
+    first layer to the last; a weight used twice in the model appears once.
 
-    Raises PlanError for a pattern of no_decay_names that fits no weight, and for a model whose
-    layers or classifier timm does not name where they are asked for.
+    Raises PlanError for a pattern of names that fits no weight, and for a model whose layers or
+    classifier timm does not name where they are asked for.
     """
     scales = _lr_scales(model, optimizer)
-    spared = _spared(model, optimizer)
-    groups: dict[tuple[float, bool], list[Tensor]] = {}
+    spared, fallback = _spared(model, optimizer), optimizer.by_fallback(model)
+    groups: dict[tuple[float, bool, bool], list[Tensor]] = {}
     for name, weight in model.named_parameters():
         if weight.requires_grad:
-            groups.setdefault((scales.get(name, 1.0), id(weight) in spared), []).append(weight)
+            kind = scales.get(name, 1.0), id(weight) in spared, id(weight) in fallback
+            groups.setdefault(kind, []).append(weight)
     return [
         {
-            "params": groups[scale, is_spared],
+            "params": groups[scale, is_spared, is_fallback],
             "weight_decay": 0.0 if is_spared else optimizer.weight_decay,
             "lr_scale": scale,
+            **({"use_fallback": True} if is_fallback else {}),
         }
-        for scale, is_spared in sorted(groups)
+        for scale, is_spared, is_fallback in sorted(groups)
     ]
+
+
+def _named(model: nn.Module, patterns: Iterable[str], key: str) -> set[int]:
+    """The ids of the weights of these dotted names, or patterns of them. Raises PlanError for one
+    that fits no weight. key: where the recipe has them.
+    """
+    weights, found = dict(model.named_parameters()), set()
+    for pattern in patterns:
+        names = fnmatch.filter(weights, pattern)
+        if not names:
+            raise PlanError(
+                f"optimizer.{key}: no weight of this model is named {pattern!r}",
+                f"use names as {', '.join(list(weights)[:3])}",
+                path=("optimizer", key),
+            )
+        found |= {id(weights[name]) for name in names}
+    return found
 
 
 def _spared(model: nn.Module, optimizer: Optimizer) -> set[int]:
     """The ids of the weights that do not decay."""
-    kinds, patterns = optimizer.no_decay, list(optimizer.no_decay_names)
-    weights = dict(model.named_parameters())
-    for pattern in patterns:
-        if not fnmatch.filter(weights, pattern):
-            raise PlanError(
-                f"optimizer.no_decay_names: no weight of this model is named {pattern!r}",
-                f"use names as {', '.join(list(weights)[:3])}",
-                path=("optimizer", "no_decay_names"),
-            )
+    kinds = optimizer.no_decay
+    named = _named(model, optimizer.no_decay_names, "no_decay_names")
     listed: Callable[[], Iterable[str]] | None = getattr(model, "no_weight_decay", None)
     if "no_weight_decay" in kinds and listed is not None:
-        patterns += sorted(listed())
-    named = {id(weights[name]) for pattern in patterns for name in fnmatch.filter(weights, pattern)}
+        weights = dict(model.named_parameters())
+        named |= {id(weights[name]) for each in listed() for name in fnmatch.filter(weights, each)}
     return named | {
         id(weight)
         for path, module in model.named_modules()
@@ -335,7 +368,7 @@ def _lr_scales(model: nn.Module, optimizer: Optimizer) -> dict[str, float]:
         last = max(layers.values())
         scales = {name: optimizer.layer_decay ** (last - layer) for name, layer in layers.items()}
     if optimizer.head_lr_scale is not None:
-        head = {id(weight) for weight in _head(model).parameters()}
+        head = {id(weight) for weight in _head(model, "head_lr_scale").parameters()}
         for name, weight in model.named_parameters():
             if id(weight) in head:
                 scales[name] = scales.get(name, 1.0) * optimizer.head_lr_scale
@@ -357,13 +390,14 @@ def _joined(layers: dict[str, int], stages: dict[str, int], num_blocks: int) -> 
     return {name: numbers[group] for name, group in groups.items()}
 
 
-def _head(model: nn.Module) -> nn.Module:
+def _head(model: nn.Module, key: str) -> nn.Module:
+    """The classifier, which the recipe asks for at `key`."""
     head = classifier_of(model)
     if head is None:
         raise PlanError(
-            "optimizer.head_lr_scale: timm names no classifier of this model",
-            "leave optimizer.head_lr_scale out",
-            path=("optimizer", "head_lr_scale"),
+            f"optimizer.{key}: timm names no classifier of this model",
+            f"leave optimizer.{key} out",
+            path=("optimizer", key),
         )
     return head
 

@@ -17,7 +17,9 @@ from trainer.components.boxes import ascending
 from trainer.components.pixels.blur import box_blurred, gaussian_blurred
 from trainer.components.pixels.channels import FromOperations
 from trainer.components.pixels.choice import operate_in_turn
+from trainer.components.pixels.hue import hue_turned
 from trainer.components.pixels.operations import OPERATIONS, changed_where
+from trainer.components.transfer import on
 
 
 def _odd(number: int) -> int:
@@ -33,6 +35,8 @@ _GREY, _SOLARIZE = OPERATIONS.index("color"), OPERATIONS.index("solarize")
 
 class _InTurn(FromOperations):
     """Draws rounds of operations that move no pixels."""
+
+    keeps_places: ClassVar[bool] = True
 
     def apply(self, images: Tensor, drawn: dict[str, Tensor], fill: tuple[int, ...]) -> Tensor:
         """The changed images, [B, C, H, W] uint8 as before. `fill` is not used."""
@@ -50,8 +54,8 @@ class ColorJitter(_InTurn):
     Images that are not RGB go without saturation.
 
     Raises ValueError where all three are absent.
-    Source: torchvision's ColorJitter on PIL images, without its hue; timm's --color-jitter 0.4 is
-    0.4 for all three.
+    Source: torchvision's ColorJitter on PIL images, without its hue (`hue_jitter`); timm's
+    --color-jitter 0.4 is 0.4 for all three.
     """
 
     name: Literal["color_jitter"] = "color_jitter"
@@ -98,6 +102,45 @@ class ColorJitter(_InTurn):
             "operation": np.where(is_done, places, 0),
             "argument": np.take_along_axis(factor, order, axis=1),
         }
+
+
+class HueJitter(OfPixels):
+    """The hue is turned by an angle that is drawn for each image.
+
+    most: of the angle, in turns, one way or the other. share: how many of the images are changed,
+    absent for all. These change a little even where the angle is none: hues have 256 steps.
+
+    Images that are not RGB stay as they are.
+    Source: the hue of torchvision's ColorJitter on PIL images, which turns it at a drawn place
+    among the other three; here it is an augmentation of its own, where it stands.
+    """
+
+    name: Literal["hue_jitter"] = "hue_jitter"
+    most: Annotated[float, Field(gt=0, le=0.5)]
+    share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    purpose: ClassVar[str] = "hue_jitter"
+    example: ClassVar[dict[str, Any]] = {"most": 0.1}
+
+    def left_out(self, num_channels: int) -> tuple[str, ...]:
+        return () if num_channels == 3 else ("hue",)
+
+    def draw(
+        self, seed: int, ids: np.ndarray, image_px: int, num_channels: int = 3
+    ) -> dict[str, np.ndarray]:
+        """shift [B] int64: steps of 256 that the hue is turned by, -1 where it is not."""
+        whether, angle = uniforms(seed, self.purpose, ids, 2).T
+        shift = np.trunc(255 * self.most * (2 * angle - 1)).astype(np.int64) % 256
+        is_done = whether < (1.0 if self.share is None else self.share)
+        return {"shift": np.where(is_done & (num_channels == 3), shift, -1)}
+
+    def apply(self, images: Tensor, drawn: dict[str, Tensor], fill: tuple[int, ...]) -> Tensor:
+        """The changed images, [B, C, H, W] uint8 as before. `fill` is not used."""
+        shift = drawn["shift"]
+
+        def change(members: Tensor, places: np.ndarray) -> Tensor:
+            return hue_turned(members, on(members.device, shift.numpy()[places]))
+
+        return changed_where(images, (shift >= 0).numpy(), change)
 
 
 class _Sometimes(_InTurn):
@@ -170,6 +213,7 @@ class GaussianBlur(OfPixels):
     radius_px: Radii
     kernel_px: Annotated[int, Field(ge=3, le=255), AfterValidator(_odd)] | None = None
     purpose: ClassVar[str] = "gaussian_blur"
+    keeps_places: ClassVar[bool] = True
     example: ClassVar[dict[str, Any]] = {"share": 0.5, "radius_px": (0.1, 2.0)}
 
     def check(self, plan) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from trainer.base.component import Component, NonNegative, Positive, Share
+from trainer.base.errors import UserError
 
 
 def _whole(number: float) -> float:
@@ -41,6 +42,12 @@ class Schedule(Component):
         self, peak: float, update: int, num_warmup: int, num_updates: int, updates_per_epoch: int
     ) -> float:
         """The rate of one update at or after the warm-up's end; all counts in updates."""
+
+    def after_scores(self, rate: float, scores: Sequence[float]) -> float:
+        """The rate that `at` gives, after these scores of the epochs since the warm-up, the larger
+        the better.
+        """
+        return rate
 
     @abstractmethod
     def scaled_to(self, epochs: int, epochs_before: int) -> Schedule:
@@ -177,6 +184,46 @@ class Cosine(_ToEnd, _OverPeriod, _Unscaled):
         return self.end + 0.5 * (peak - self.end) * (1 + math.cos(angle))
 
 
+class CosineCycles(_ToEnd, _OverPeriod):
+    """Half a cosine from the peak down to `end` again and again: a rate that restarts.
+
+    cycle_epochs: the length of the first cycle, also a fraction. growth: each cycle is so many
+    times as long as the one before; decay: and starts at so much of its peak; absent, all alike.
+    period: where the first cycle starts, as of a cosine. The last is cut off by the run's end.
+
+    Source: Loshchilov and Hutter 2016, arXiv:1608.03983 (warm restarts); timm's CosineLRScheduler.
+    """
+
+    name: Literal["cosine_cycles"] = "cosine_cycles"
+    cycle_epochs: EpochLength
+    growth: Annotated[float, Field(gt=1, le=100)] | None = None
+    decay: Factor | None = None
+    end: NonNegative
+    period: Period
+    k_decay: Positive | None = None
+    example: ClassVar[dict[str, Any]] = {
+        "cycle_epochs": 10, "growth": 2.0, "decay": 0.5, "end": 0.0, "period": "run",
+    }  # fmt: skip
+
+    def at(
+        self, peak: float, update: int, num_warmup: int, num_updates: int, updates_per_epoch: int
+    ) -> float:
+        length = self.cycle_epochs * updates_per_epoch
+        left = float(update - (0 if self.period == "run" else num_warmup))
+        while left >= length:
+            left, length = left - length, length * (self.growth or 1.0)
+            peak *= self.decay or 1.0
+        done_share = (left / length) ** (self.k_decay or 1.0)
+        return self.end + 0.5 * (peak - self.end) * (1 + math.cos(math.pi * done_share))
+
+    def scaled_to(self, epochs: int, epochs_before: int) -> Self:
+        length = scaled_epochs(self.cycle_epochs, epochs, epochs_before)
+        return self.model_copy(update={"cycle_epochs": _whole(length)})
+
+    def lengths(self, epochs: int, warmup_epochs: int) -> Iterator[tuple[str, float, float]]:
+        yield "cycle_epochs", self.cycle_epochs, epochs
+
+
 class Polynomial(_ToEnd, _OverPeriod, _Unscaled):
     """From the peak down to `end` with the share of the period that is left, raised to `power`; 1
     is a straight line.
@@ -269,6 +316,71 @@ class Constant(_ShareOfPeak, _Unscaled):
         self, peak: float, update: int, num_warmup: int, num_updates: int, updates_per_epoch: int
     ) -> float:
         return peak
+
+
+class Plateau(Schedule):
+    """The peak, multiplied by `factor` wherever the validation score has not risen for more than
+    `patience_epochs` evaluations after the warm-up; never below `end`.
+
+    threshold: a score has risen where it is above the best one times 1 + threshold.
+    cooldown_epochs: so many evaluations after a reduction count for nothing; absent, none.
+
+    The scores steer the training: that of its end is a little tuned to the validation images. They
+    are part of a run's state, so that a run that was stopped goes on as if it had not been.
+    Source: torch's ReduceLROnPlateau; timm's --sched plateau.
+    """
+
+    name: Literal["plateau"] = "plateau"
+    factor: Factor
+    patience_epochs: Annotated[int, Field(ge=0)]
+    threshold: NonNegative
+    cooldown_epochs: NumEpochs | None = None
+    end: NonNegative
+    example: ClassVar[dict[str, Any]] = {
+        "factor": 0.1, "patience_epochs": 10, "threshold": 1e-4, "end": 0.0,
+    }  # fmt: skip
+
+    def at(
+        self, peak: float, update: int, num_warmup: int, num_updates: int, updates_per_epoch: int
+    ) -> float:
+        return peak
+
+    def after_scores(self, rate: float, scores: Sequence[float]) -> float:
+        best, num_bad, cooling = -math.inf, 0, 0
+        for score in scores:
+            if score > best * (1 + self.threshold):
+                best, num_bad = score, 0
+            else:
+                num_bad += 1
+            if cooling:
+                cooling, num_bad = cooling - 1, 0
+            if num_bad > self.patience_epochs:
+                rate = max(rate * self.factor, self.end)
+                num_bad, cooling = 0, self.cooldown_epochs or 0
+        return rate
+
+    def end_rate(self) -> float:
+        return self.end
+
+    def scaled_by(self, ratio: float) -> Self:
+        return self.model_copy(update={"end": self.end * ratio})
+
+    def scaled_to(self, epochs: int, epochs_before: int) -> Self:
+        """Patience keeps its share of the run, at least one epoch."""
+        places = {
+            key: whole_epochs(value, epochs, epochs_before)
+            for key in ("patience_epochs", "cooldown_epochs")
+            if (value := getattr(self, key))
+        }
+        return self.model_copy(update=places)
+
+    def check_settings(self, plan, settings) -> None:
+        if settings.eval_every_epochs != 1:
+            raise UserError(
+                f"eval_every={settings.eval_every_epochs}: lr.schedule plateau looks at the score"
+                " of every epoch",
+                "leave eval_every out",
+            )
 
 
 class StepDecay(_ShareOfPeak):

@@ -75,6 +75,11 @@ def numbers_of(name: str) -> dict[str, Any]:
     return {key: value for key, value in defaults.items() if _is_number(value)}
 
 
+def has_fallback(name: str) -> bool:
+    """Does it move some weights by another rule than the others, as Muon does?"""
+    return "fallback_lr_scale" in _parameters(class_of(name))
+
+
 def check_fields(name: str, fields: Mapping[str, Any]) -> None:
     """Refuse fields that the optimizer does not have, that are of another type, or whose number
     nobody wrote.

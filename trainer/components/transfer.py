@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainer.base.devices import sum_dtype
+
 
 def on(device: torch.device, array: np.ndarray) -> Tensor:
     """The array as a tensor on a device; a GPU copies it in its own time.
@@ -16,6 +18,8 @@ def on(device: torch.device, array: np.ndarray) -> Tensor:
     there are many. That of an array with gaps would go by way of it.
     """
     tensor = torch.from_numpy(array)
+    if tensor.dtype == torch.float64:
+        tensor = tensor.to(sum_dtype(device))
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.contiguous().pin_memory().to(device, non_blocking=True)

@@ -51,6 +51,7 @@ def convert(draft: Draft, gpus: int) -> None:
     _put_repeats(draft)
     _put_model(draft)
     _put_weights(draft)
+    _put_teacher(draft)
     if args["model_ema"]:
         draft.put("average.name", "ema")
         draft.put("average.decay", args["model_ema_decay"], "model_ema_decay")
@@ -109,6 +110,8 @@ def _put_rate(draft: Draft) -> None:
     _note_schedule(draft)
     if not is_constant:
         _put_noise(draft)
+    if args["sched"] in ("tanh", "poly") and (args["lr_cycle_limit"] or 1) > 1:
+        draft.lose("lr_cycle_limit", "several cycles of another curve than a cosine")
     if draft.values["lr"]["schedule"].get("period") and args["cooldown_epochs"]:
         draft.put("lr.cooldown_epochs", args["cooldown_epochs"], "cooldown_epochs")
         draft.values["epochs"] += args["cooldown_epochs"]
@@ -153,18 +156,44 @@ def _schedule(draft: Draft, peak: float, after: int) -> dict[str, Any]:
         made["k_decay"] = args["lr_k_decay"]
     if kind == "poly":
         return {"name": "polynomial", "power": args["decay_rate"], **made}
+    if kind == "cosine" and (args["lr_cycle_limit"] or 1) > 1:
+        return _cycles(draft, epochs, after, made)
+    if kind == "plateau":
+        if args["lr_noise"]:
+            draft.lose("lr_noise", "timm's noise stays in the rate that a plateau reduces")
+        fields = {"factor": args["decay_rate"], "patience_epochs": args["patience_epochs"]}
+        return {"name": kind, **fields, "threshold": 1e-4, "end": made["end"]}
     if kind != "cosine":
         draft.lose("sched", "the recipe has a cosine in its place")
-        if args.is_given("patience_epochs"):
-            draft.lose("patience_epochs", "a rate that waits for the score")
     return {"name": "cosine", **made}
+
+
+def _cycles(draft: Draft, epochs: int, after: int, made: dict[str, Any]) -> dict[str, Any]:
+    """Cosines one after another, of which --epochs are the first; the run is as long as all."""
+    args = draft.args
+    first, growth, number = epochs - after, args["lr_cycle_mul"], args["lr_cycle_limit"]
+    total = int(sum(first * growth**cycle for cycle in range(number)))  # timm rounds down
+    draft.values["epochs"] = total + after
+    if growth < 1:
+        draft.lose("lr_cycle_mul", "cycles that shrink; in the recipe all have one length")
+    if args["lr_cycle_decay"] > 1:
+        draft.lose("lr_cycle_decay", "cycles that start higher each time; the recipe's do not")
+    return {
+        "name": "cosine_cycles",
+        "cycle_epochs": first,
+        **({"growth": growth} if growth > 1 else {}),
+        **({"decay": args["lr_cycle_decay"]} if args["lr_cycle_decay"] < 1 else {}),
+        **made,
+    }
 
 
 def _note_schedule(draft: Draft) -> None:
     args, schedule = draft.args, draft.values["lr"]["schedule"]
     draws = {"end": "min_lr", "power": "decay_rate", "factor": "decay_rate",
              "every_epochs": "decay_epochs", "at_epochs": "decay_milestones",
-             "period": "warmup_prefix", "name": "sched", "k_decay": "lr_k_decay"}  # fmt: skip
+             "period": "warmup_prefix", "name": "sched", "k_decay": "lr_k_decay",
+             "growth": "lr_cycle_mul", "decay": "lr_cycle_decay",
+             "patience_epochs": "patience_epochs"}  # fmt: skip
     for key in draws.keys() & schedule:
         if not args.is_given(draws[key]) and draws[key] not in ("decay_milestones",):
             draft.put(f"lr.schedule.{key}", schedule[key], draws[key])
@@ -211,6 +240,9 @@ def _put_images(draft: Draft) -> None:
         draft.lose("crop_pct", "a test image with a margin; the recipe says 1.0")
     if not args["crop_pct"]:
         draft.assumed["image.test_crop_share"] = own
+    if config is not None and config.crop_mode in ("squash", "border"):
+        draft.put("image.test_crop_mode", config.crop_mode)
+        draft.assumed["image.test_crop_mode"] = own
     found = args["interpolation"] or (config.interpolation if config else "bicubic")
     kept = found if found in ("bilinear", "bicubic") else "bicubic"
     draft.put("image.test_interpolation", kept)
@@ -295,6 +327,43 @@ def _put_weights(draft: Draft) -> None:
         return
     draft.put("model.pretrained.file", path, key)
     draft.put("model.pretrained.sha256", read_weights(Path(path)).sha256)
+
+
+def _put_teacher(draft: Draft) -> None:
+    """Distillation of answers; its two weights as shares of their sum."""
+    args = draft.args
+    name, kind = args["kd_model_name"], args["kd_distill_type"]
+    if not name:
+        return
+    if kind == "feature":
+        draft.lose("kd_distill_type", "features of the teacher; a recipe learns from its answers")
+        return
+    is_hard = kind == "token" and args["kd_token_distill_type"] == "hard"
+    draft.put("distill.name", "hard" if is_hard else "soft")
+    if not is_hard:
+        draft.put("distill.temperature", args["kd_temperature"], "kd_temperature")
+        draft.put("distill.sum_classes", True)
+    taught, labelled = args["distill_loss_weight"], args["task_loss_weight"]
+    if taught is None:
+        taught = 1.0 if labelled is None else 1 - labelled
+    labelled = 1.0 if labelled is None else labelled
+    if taught <= 0 or labelled < 0:
+        draft.lose("kd_model_name", "a teacher whose loss has no weight")
+        del draft.values["distill"]
+        return
+    whole = taught + labelled
+    share = ("distill.share", tidy(taught / whole), "distill_loss_weight", "task_loss_weight")
+    draft.put(*share)
+    if abs(whole - 1) > 1e-9:
+        why = f"timm's loss is {whole:g} times the recipe's, whose two parts add up to one"
+        draft.lost.append((args.written("kd_model_name"), why))
+    bare = name.partition(".")[0]
+    draft.put("distill.teacher", bare)
+    config = get_pretrained_cfg(name) if is_model(bare) else None
+    if config is not None and config.tag:
+        draft.put("distill.weights", f"timm:{bare}.{config.tag}")
+        if name == bare:
+            draft.assumed["distill.weights"] = "timm's preferred weights of this model"
 
 
 def _pairs(given: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -16,6 +16,7 @@ from rich.text import Text
 
 from trainer.base.terminal import readable
 from trainer.data.datasets.builtin import FolderSet, ImageSet
+from trainer.data.datasets.layouts import TargetSet
 from trainer.data.datasets.members import check_header, inspected
 from trainer.data.decode import EXIF_ROTATED, BadImage, DataTrouble, Planes
 from trainer.data.duplicates import Looks, empty_looks, look_of, same_files, similar_pictures
@@ -63,21 +64,35 @@ class DataReport:
 def check_data(image_set: ImageSet, num_threads: int = 1) -> DataReport:
     """Decode every image of one split. Decoders release the GIL, so threads share the work."""
     counts = np.bincount(image_set.labels, minlength=len(image_set.classes))
-    class_counts = dict(zip(image_set.classes, counts.tolist(), strict=True))
     if image_set.is_in_memory:
-        return DataReport(image_set.num_images, (), {}, class_counts)
-    bad, odd, *found = _check_images(image_set, num_threads)
-    if not isinstance(image_set, FolderSet):
-        return DataReport(image_set.num_images, bad, odd, class_counts)
-    looks, pixels = found
-    path = image_set.index.path
+        return DataReport(image_set.num_images, (), {}, _by_class(image_set, counts))
+    bad, odd, looks, pixels, in_targets = _check_images(image_set, num_threads)
+    path = _path_of(image_set)
+    if path is None:
+        return DataReport(image_set.num_images, bad, odd, _by_class(image_set, counts))
+    class_counts = _by_class(image_set, counts if in_targets is None else in_targets)
     return DataReport(image_set.num_images, bad, odd, class_counts, looks, path, pixels)
+
+
+def _by_class(image_set: ImageSet, counts: np.ndarray) -> dict[str, int]:
+    return dict(zip(image_set.classes, counts.tolist(), strict=True))
+
+
+def _path_of(image_set: ImageSet) -> Callable[[int], Any] | None:
+    """What gives the file of an image by its number; None where images have no files."""
+    if isinstance(image_set, TargetSet):
+        return image_set.path
+    return image_set.index.path if isinstance(image_set, FolderSet) else None
 
 
 def _check_images(
     image_set: ImageSet, num_threads: int
-) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]], Looks, Pixels]:
+) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]], Looks, Pixels, np.ndarray | None]:
+    """What is bad and odd, what images are compared by, their pixels and, of targets that are not
+    a class each, in how many images each class is [K].
+    """
     bad: list[str] = []
+    in_targets = None
     odd: dict[str, list[str]] = {}
     num_images = image_set.num_images
     looks = empty_looks(num_images)
@@ -94,13 +109,16 @@ def _check_images(
                     continue
                 if found is None:
                     continue
-                kinds, (digest, looks.hashes[i], looks.is_flat[i]), image = found
+                kinds, (digest, looks.hashes[i], looks.is_flat[i]), image, classes = found
+                if classes is not None:
+                    in_targets = (0 if in_targets is None else in_targets) + (classes > 0)
                 looks.digests[i] = np.frombuffer(digest, np.uint8)
                 pixels.moments[i], pixels.sizes[i] = image
-                for kind in kinds:
-                    odd.setdefault(kind, []).append(str(image_set.index.path(i)))
+                path = _path_of(image_set)
+                for kind in kinds if path else ():
+                    odd.setdefault(kind, []).append(str(path(i)))
     listed = {kind: tuple(paths) for kind, paths in sorted(odd.items())}
-    return tuple(bad), listed, looks, pixels
+    return tuple(bad), listed, looks, pixels, in_targets
 
 
 def duplicates(train: DataReport, val: DataReport) -> dict[str, tuple[str, ...]]:
@@ -127,10 +145,11 @@ def check_headers(image_set: ImageSet, num_threads: int = 1) -> Iterator[None]:
 
     Raises BadImage for the first that does not open.
     """
-    if not isinstance(image_set, FolderSet):  # in memory, or with a checksum of its own
+    path = _path_of(image_set)
+    if path is None:  # in memory, or with a checksum of its own
         return
     with ThreadPoolExecutor(num_threads) as pool:
-        look = partial(_header, image_set)
+        look = partial(_header, image_set, path)
         for start in range(0, image_set.num_images, _HEADERS_AT_ONCE):
             places = range(start, min(start + _HEADERS_AT_ONCE, image_set.num_images))
             for error in filter(None, pool.map(look, places)):
@@ -138,9 +157,11 @@ def check_headers(image_set: ImageSet, num_threads: int = 1) -> Iterator[None]:
             yield None
 
 
-def _header(image_set: FolderSet, i: int) -> BadImage | None:
+def _header(image_set: ImageSet, path: Callable[[int], Any], i: int) -> BadImage | None:
     try:
-        check_header(image_set.index.path(i), image_set.num_channels)
+        check_header(path(i), image_set.num_channels)
+        if isinstance(image_set, TargetSet):
+            image_set.read_target(i)
     except BadImage as error:
         return error
     return None
@@ -148,14 +169,19 @@ def _header(image_set: FolderSet, i: int) -> BadImage | None:
 
 def _look(
     image_set: ImageSet, i: int
-) -> tuple[tuple[str, ...], tuple[bytes, np.ndarray, bool], tuple] | BadImage | None:
-    """What is unusual about an image file, what it is compared by, and of its pixels the moments
-    and the size; nothing for a .beton, which stores its own bytes.
+) -> tuple[tuple[str, ...], tuple, tuple, np.ndarray | None] | BadImage | None:
+    """What is unusual about an image file, what it is compared by, of its pixels the moments and
+    the size, and the classes in its target; nothing for a .beton, which stores its own bytes.
     """
+    path = _path_of(image_set)
     try:
-        if isinstance(image_set, FolderSet):
-            odd, image, content = inspected(image_set.index.path(i), image_set.num_channels)
-            return odd, look_of(content, image), (moments_of(image), image.size)
+        if path is not None:
+            odd, image, content = inspected(path(i), image_set.num_channels)
+            counts = None
+            if isinstance(image_set, TargetSet):
+                counts, more = image_set.look_at_target(i, image)
+                odd = (*odd, *more)
+            return odd, look_of(content, image), (moments_of(image), image.size), counts
         image_set.read(i)
         return None
     except BadImage as error:

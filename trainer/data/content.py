@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,7 +20,9 @@ from trainer.base.disk import write_atomically
 from trainer.base.json_text import json_file
 from trainer.data.datasets.beton import BetonSet
 from trainer.data.datasets.builtin import FolderSet, ImageSet
+from trainer.data.datasets.layouts import TargetSet
 from trainer.data.datasets.members import content_of
+from trainer.data.datasets.packed import Member
 from trainer.data.decode import BadImage
 from trainer.data.index import Index
 
@@ -37,6 +39,8 @@ def content_digest(images: ImageSet) -> Iterator[str | None]:
     """
     if isinstance(images, FolderSet):
         yield from _digest_of_files(images.index)
+    elif isinstance(images, TargetSet):
+        yield from _digest_of_paths(images.files())
     else:
         yield images.facts.content if isinstance(images, BetonSet) else images.fingerprint
 
@@ -63,9 +67,23 @@ def _digest_of_files(index: Index) -> Iterator[str | None]:
     yield digest
 
 
+def _digest_of_paths(paths: Sequence[Path]) -> Iterator[str | None]:
+    """The same of files without an index, read each time."""
+    whole = hashlib.sha256()
+    with ThreadPoolExecutor(min(_MOST_THREADS, num_cores())) as pool:
+        for start in range(0, len(paths), _FILES_AT_ONCE):
+            whole.update(b"".join(pool.map(_digest_at, paths[start : start + _FILES_AT_ONCE])))
+            yield None
+    yield whole.hexdigest()
+
+
 def _digest_of(index: Index, i: int) -> bytes:
+    return _digest_at(index.path(i))
+
+
+def _digest_at(path: Path | Member) -> bytes:
     try:
-        content = content_of(index.path(i))
+        content = content_of(path)
     except BadImage:
         content = b""
     return hashlib.blake2b(content, digest_size=_DIGEST_BYTES).digest()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,9 +20,10 @@ from trainer.data.datasets.builtin import (
     open_beton_set,
     open_set,
 )
+from trainer.data.datasets.layouts import TargetSet, layout_of
 from trainer.data.datasets.packed import holds_files
 from trainer.data.datasets.split import split_of
-from trainer.data.evaluation import EvaluationStream, evaluation_batches
+from trainer.data.evaluation import evaluation_batches
 from trainer.data.jpeg import decoder_name
 from trainer.data.loader import MicroBatch, TrainStream
 from trainer.data.prefetcher import prefetched
@@ -30,24 +31,24 @@ from trainer.data.transforms import fill_of
 from trainer.data.workers import Pool, Started, Watch
 from trainer.distributed.communicator import Ranks, alone
 
-EVALUATION_IMAGES = 128  # per batch; fixed, so that a score does not depend on the recipe's batch
-
-
-_VAL, _TRAIN = range(2)  # the streams of a run's pool
+_TRAIN = 0  # among the streams of a run's pool, where the others are known by their image size
 
 
 @dataclass(frozen=True)
 class StartedLoaders:
-    """Processes that make the evaluation batches of a plan, and this rank's micro-batches."""
+    """Processes that make the evaluation batches of a plan at some image sizes, and this rank's
+    micro-batches. streams: what each of the pool's streams is, _TRAIN or a size in px.
+    """
 
     pool: Pool
+    streams: tuple[int, ...]
     plan: Any
     ranks: Ranks
 
-    def serves(self, number: int, plan, ranks: Ranks) -> bool:
+    def serves(self, stream: int, plan, ranks: Ranks) -> bool:
         """Do they make this stream of a plan for a rank?"""
         return (
-            number < len(self.pool.streams)
+            stream in self.streams
             and plan is self.plan
             and (ranks.rank, ranks.world_size) == (self.ranks.rank, self.ranks.world_size)
         )
@@ -93,6 +94,8 @@ class OpenedData:
         """What the validation images are, for the row: "val", and by which rule where the command
         split made it; "test" or "valid" where those stand for it.
         """
+        if isinstance(self.val, TargetSet):
+            return self.val.stand_in or "val"
         if not isinstance(self.val, FolderSet):
             return "val"
         return self.val.index.stand_in or split_of(self.val.index.folder.parent)
@@ -138,11 +141,14 @@ class OpenedData:
         if not settings.num_workers:
             yield self
             return
-        sources = [self._evaluation_stream(plan)]
+        sources: dict[int, Any] = {
+            px: self._evaluation_stream(plan, settings, px)
+            for px in (plan.recipe.image.test_px, *settings.test_px)
+        }
         if settings.loader != "ffcv":  # whose threads load
-            sources.append(self.stream(plan, settings, ranks).source())
-        with Pool(sources, settings.num_workers, say) as pool:
-            yield replace(self, started=StartedLoaders(pool, plan, ranks))
+            sources[_TRAIN] = self.stream(plan, settings, ranks).source()
+        with Pool(list(sources.values()), settings.num_workers, say) as pool:
+            yield replace(self, started=StartedLoaders(pool, tuple(sources), plan, ranks))
 
     def train_stream(
         self,
@@ -166,12 +172,12 @@ class OpenedData:
             settings.device,
         )
 
-    def _workers(self, number: int, plan, settings, ranks: Ranks) -> int | Started:
+    def _workers(self, stream: int, plan, settings, ranks: Ranks) -> int | Started:
         """The processes that were started for this, else the number of those to start."""
         found = self.started
-        if found is None or not found.serves(number, plan, ranks):
+        if found is None or not found.serves(stream, plan, ranks):
             return settings.num_workers
-        return Started(found.pool, number)
+        return Started(found.pool, found.streams.index(stream))
 
     def stream(self, plan, settings, ranks: Ranks = alone()) -> TrainStream:
         """This rank's training micro-batches of a plan, by key."""
@@ -192,32 +198,35 @@ class OpenedData:
             if settings.device == "cpu" and settings.num_workers
             else None,
             assigned=plan.assignment(ranks.rank, ranks.world_size),
+            targets=plan.recipe.of_task.targets,
+            sampling=plan.recipe.sampling,
+            epochs=plan.recipe.epochs,
         )
 
     def val_batches(
-        self, plan, settings, ranks: Ranks = alone(), watch: Watch = Watch()
+        self,
+        plan,
+        settings,
+        ranks: Ranks = alone(),
+        watch: Watch = Watch(),
+        test_px: int | None = None,
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Every validation image once, in order; several ranks share the batches, without
-        padding.
+        """Every validation image once, in order, with its target; several ranks share the batches,
+        without padding. test_px: another size than the recipe's.
         """
+        px = test_px or plan.recipe.image.test_px
         return evaluation_batches(
-            self._evaluation_stream(plan),
-            self._workers(_VAL, plan, settings, ranks),
+            self._evaluation_stream(plan, settings, px),
+            self._workers(px, plan, settings, ranks),
             settings.device,
             ranks.rank,
             ranks.world_size,
             watch,
         )
 
-    def _evaluation_stream(self, plan) -> EvaluationStream:
-        image = plan.recipe.image
-        return EvaluationStream(
-            self.val,
-            test_px=image.test_px,
-            test_crop_share=image.test_crop_share,
-            interpolation=image.test_interpolation,
-            batch_images=EVALUATION_IMAGES,
-        )
+    def _evaluation_stream(self, plan, settings, test_px: int) -> Sequence:
+        of_task = plan.recipe.of_task
+        return of_task.evaluation_stream(self.val, plan, settings.eval_images, test_px)
 
 
 def _stream_of(loader: str) -> type[TrainStream]:
@@ -236,6 +245,11 @@ def open_data(profile, data_dir: Path | None, in_beton: bool = False) -> OpenedD
 
     Raises DataError where they are not found or do not match the profile.
     """
+    layout = layout_of(data_dir)
+    if layout is not None and not in_beton:
+        return OpenedData(
+            *(layout.open_set(profile, data_dir, split) for split in ("train", "val"))
+        )
     if in_beton or (has_betons(data_dir) and not holds_files(data_dir)):
         return OpenedData(*(open_beton_set(profile, data_dir, split) for split in ("train", "val")))
     return OpenedData(open_set(profile, data_dir, "train"), open_set(profile, data_dir, "val"))

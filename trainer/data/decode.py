@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from trainer.base.disk import why
 from trainer.base.signals import Stopped
-from trainer.components.crops import evaluation_geometry
+from trainer.components.crops import CropMode, evaluation_geometry
 from trainer.data.index import DataError
 
 NO_ANTIALIAS = -1  # bilinear, without the smoothing that is part of PIL's own filters
@@ -289,26 +289,61 @@ def _nearest_four(image: Image.Image | Planes, size: tuple[int, int], part: Box)
 
 
 def evaluation_square(
-    image: Image.Image | Planes, test_px: int, test_crop_share: float, interpolation: str
+    image: Image.Image | Planes,
+    test_px: int,
+    test_crop_share: float,
+    interpolation: str,
+    mode: CropMode = "center",
+    fill: Sequence[int] = (0,),
 ) -> bytes:
-    """Resize by the shorter side, then keep the centre: the pixels of a [test_px, test_px, C]
-    square, as timm's.
+    """Resize as the crop mode says, then keep the centre: the pixels of a [test_px, test_px, C]
+    square, as timm's. fill: the colour beyond the image's edge, one value a channel.
     """
     (height, width), (top, left, *_) = evaluation_geometry(
-        image.height, image.width, test_px, test_crop_share
+        image.height, image.width, test_px, test_crop_share, mode
     )
-    filter_, kept = RESAMPLING[interpolation], (left, top, left + test_px, top + test_px)
+    right, bottom = min(left + test_px, width), min(top + test_px, height)
+    kept = max(left, 0), max(top, 0), right, bottom
+    pixels = _kept_part(image, (width, height), kept, RESAMPLING[interpolation])
+    size = bottom - kept[1], right - kept[0]
+    if size == (test_px, test_px):
+        return pixels
+    inner = np.frombuffer(pixels, np.uint8).reshape(*size, -1)
+    colour = fill if len(fill) == inner.shape[2] else [round(sum(fill) / len(fill))]
+    square = np.empty((test_px, test_px, inner.shape[2]), np.uint8)
+    square[:] = colour
+    first_row, first_column = max(-top, 0), max(-left, 0)
+    square[first_row : first_row + size[0], first_column : first_column + size[1]] = inner
+    return square.tobytes()
+
+
+def _kept_part(
+    image: Image.Image | Planes, size: tuple[int, int], kept: tuple[int, ...], filter_: int
+) -> bytes:
+    """The pixels of the box `kept` (left, top, right, bottom) of an image at another (width,
+    height).
+    """
+    width, height = size
+    left, top, right, bottom = kept
     if height * width > _MOST_RESIZED_PX:  # the kept part alone: the same to rounding
         across, down = image.width / width, image.height / height
-        right = min(image.width, (left + test_px) * across)
-        bottom = min(image.height, (top + test_px) * down)
-        part = (left * across, top * down, right, bottom)
+        edges = min(image.width, right * across), min(image.height, bottom * down)
+        part = (left * across, top * down, *edges)
         if filter_ == NO_ANTIALIAS:
-            return _nearest_four(image, (test_px, test_px), part)
-        return image.resize((test_px, test_px), filter_, part).tobytes()
+            return _nearest_four(image, (right - left, bottom - top), part)
+        return image.resize((right - left, bottom - top), filter_, part).tobytes()
+    if image.size != size:
+        image = _resized(image, size, filter_)
+    return image.crop((left, top, right, bottom)).tobytes()
+
+
+def whole_image(image: Image.Image | Planes, short_px: int, interpolation: str) -> np.ndarray:
+    """All of an image, its shorter side resized to short_px: [h, w, C] uint8."""
+    shorter = min(image.size)
+    width, height = (max(1, int(short_px * side / shorter)) for side in image.size)
     if image.size != (width, height):
-        image = _resized(image, (width, height), filter_)
-    return image.crop(kept).tobytes()
+        image = _resized(image, (width, height), RESAMPLING[interpolation])
+    return np.frombuffer(image.tobytes(), np.uint8).reshape(height, width, -1)
 
 
 def stack_squares(squares: list[bytes], side_px: int) -> np.ndarray:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from trainer.components.crops import CropMode
 from trainer.data.datasets.builtin import ImageSet
 from trainer.data.decode import BadImage, evaluation_square, stack_squares
 from trainer.data.workers import Started, Watch, items_of, whole
@@ -18,8 +19,8 @@ from trainer.data.workers import Started, Watch, items_of, whole
 class EvaluationStream:
     """The evaluation batches of a pass by number: every image once, in order, none padded.
 
-    A bad image stops the evaluation whatever the run's bad_images: a score over fewer images is
-    another score.
+    crop_mode, fill: as of evaluation_square. A bad image stops the evaluation whatever the run's
+    bad_images: a score over fewer images is another score.
     """
 
     image_set: ImageSet
@@ -27,6 +28,8 @@ class EvaluationStream:
     test_crop_share: float
     interpolation: str
     batch_images: int
+    crop_mode: CropMode = "center"
+    fill: tuple[int, ...] = (0,)
 
     def __len__(self) -> int:
         return -(-self.image_set.num_images // self.batch_images)
@@ -44,8 +47,9 @@ class EvaluationStream:
 
     def _square(self, i: int) -> bytes:
         return evaluation_square(
-            self.image_set.read(i), self.test_px, self.test_crop_share, self.interpolation
-        )
+            self.image_set.read(i), self.test_px, self.test_crop_share, self.interpolation,
+            self.crop_mode, self.fill,
+        )  # fmt: skip
 
 
 def never_skipped(error: BadImage) -> BadImage:
@@ -55,14 +59,14 @@ def never_skipped(error: BadImage) -> BadImage:
 
 
 def evaluation_batches(
-    stream: EvaluationStream,
+    stream: Sequence[tuple[Tensor, Tensor] | BadImage],
     workers: int | Started,
     device: str,
     rank: int = 0,
     num_ranks: int = 1,
     watch: Watch = Watch(),
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(images [B, C, px, px] uint8, labels [B] int64) of one pass; pinned where the device is a
+    """(images [B, C, H, W] uint8, targets [B, ...]) of one pass; pinned where the device is a
     GPU. workers: as of items_of.
 
     A rank gets every num_ranks-th batch from the rank-th on: a batch is the same however many ranks

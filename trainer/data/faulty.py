@@ -66,7 +66,8 @@ class FaultyStream(TrainStream):
         for fault in self.faults:
             if fault.kind == "bad_image":
                 epoch, place = divmod(fault.number - 1, self.draws_per_epoch)
-                order = epoch_order(self.seed, epoch, self.image_set.num_images, self.repeats)
+                num_images = self.image_set.num_images
+                order = epoch_order(self.seed, epoch, num_images, self.repeats, self.sampled)
                 found[tuple(order[place].tolist())] = fault
         return found
 

@@ -8,7 +8,7 @@ micro-batches can be loaded together (see `parts`).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -19,11 +19,13 @@ from torch import Tensor
 
 from trainer.base import streams
 from trainer.components.augmentation import Augmentation, Crop
+from trainer.components.sampling import Sampling
+from trainer.components.task import Moved
 from trainer.data.datasets.beton import BetonSet
 from trainer.data.datasets.builtin import ImageSet, with_full_decoding
 from trainer.data.decode import RESAMPLING, BadImage, Pixels, train_square
 from trainer.data.jpeg import Jpeg
-from trainer.data.order import micro_batch_ids, window
+from trainer.data.order import Sampled, micro_batch_ids, window
 from trainer.data.parts import Parts, has_parts, in_micro_batches, part_keys
 from trainer.data.transforms import augmented
 from trainer.data.workers import Started, Watch, items_of, whole
@@ -39,7 +41,8 @@ _IMAGES_AT_ONCE = 64
 class MicroBatch(NamedTuple):
     """One statistics sample of a step, or a part of it, as it comes from the loader.
 
-    images: [b, C, px, px] uint8, cropped and flipped. labels: [b] int64. ids: [b, 3] int64 =
+    images: [b, C, px, px] uint8, cropped and flipped. labels: their targets, one each along the
+    first dimension; of classification [b] int64. ids: [b, 3] int64 =
     (epoch, image, repeat). drawn: sampled parameters by name, [b, ...], of each augmentation of
     stage `pixels`, then of stage `normalized`; with S splits [(S - 1) * b, ...], split after split,
     since the first is not augmented. shown: [b] int64, the images actually loaded: different from
@@ -65,6 +68,11 @@ class MicroBatch(NamedTuple):
         return int((self.shown != self.ids[:, 1]).sum())
 
 
+def labels_of(images: ImageSet, places: np.ndarray, moved: Moved) -> Tensor:
+    """The targets of whole images, [b] int64: their classes, however they were moved."""
+    return torch.from_numpy(images.labels[places].astype(np.int64))
+
+
 @dataclass(frozen=True)
 class TrainStream:
     """The training micro-batches of a run by key: stream[step, micro_batch].
@@ -72,7 +80,9 @@ class TrainStream:
     repeats: 1 shows every image once an epoch. num_micro_batches: of a full step. bad_images:
     "fail" or "skip". growth: smaller images than train_px in early steps; the
     draws are the same. num_splits: 1 for none. fill: the fill color of stage `pixels`, if that is
-    done here; None leaves it to `inputs_of`. assigned: this rank's images of each step.
+    done here; None leaves it to `inputs_of`. assigned: this rank's images of each step. targets: of
+    images at places of the set, moved as they were: see TaskSection.targets. sampling: how often
+    each class is shown, over so many epochs; None shows each image alike.
 
     Under "fail" a bad image is returned as its BadImage: raised in a worker, it would arrive as a
     traceback.
@@ -92,6 +102,17 @@ class TrainStream:
     num_splits: int = 1
     fill: tuple[int, ...] | None = None
     assigned: Assignment = WHOLE
+    targets: Callable[[ImageSet, np.ndarray, Moved], Tensor] = labels_of
+    sampling: Sampling | None = None
+    epochs: int = 1
+
+    @property
+    def sampled(self) -> Sampled | None:
+        """What the epochs show, where not each image alike."""
+        if self.sampling is None:
+            return None
+        labels, num_each = self.image_set.labels, self.repeats * self.num_splits
+        return Sampled(self.sampling, labels, self.epochs, num_each)
 
     @property
     def shares_repeats(self) -> bool:
@@ -169,6 +190,7 @@ class TrainStream:
             self.num_micro_batches,
             self.steps_per_epoch,
             self.drop_last,
+            self.sampled,
         )
         return ids[list(self.assigned.rows(len(ids)).rows)] if self.parts(key[0]) else ids
 
@@ -176,11 +198,11 @@ class TrainStream:
         """The draws ids [b, 3] of a step, loaded as its micro-batch `number`."""
         image_px = self.px_at(step)
         try:
-            images, shown = self._images(ids, self.cropped_px(image_px))
+            images, shown, moved = self._images(ids, self.cropped_px(image_px))
+            labels = self.targets(self.image_set, shown, moved)
         except BadImage as error:
             return error
         images = shrunk(images, image_px)
-        labels = torch.from_numpy(self.image_set.labels[shown].astype(np.int64))
         drawn, shown = self._drawn(ids, image_px), torch.from_numpy(shown)
         batch = MicroBatch(
             step, number, images, labels, torch.from_numpy(ids), drawn, shown, **self.parts(step)
@@ -191,20 +213,22 @@ class TrainStream:
             batch, self.augment, self.num_splits if self.num_splits > 1 else None, self.fill
         )
 
-    def _images(self, ids: np.ndarray, image_px: int) -> tuple[Tensor, np.ndarray]:
-        """[b, C, px, px] uint8 cropped and flipped, and which images of the set they show [b]."""
+    def _images(self, ids: np.ndarray, image_px: int) -> tuple[Tensor, np.ndarray, Moved]:
+        """[b, C, px, px] uint8 cropped and flipped, which images of the set they show [b], and how
+        they were moved.
+        """
         canvas = np.empty((len(ids), self.image_set.num_channels, image_px, image_px), np.uint8)
-        shown = np.empty(len(ids), np.int64)
+        shown, boxes = np.empty(len(ids), np.int64), np.empty((len(ids), 4), np.int64)
         flips = [part.draw(self.seed, ids) for part in self.augment if part.flips]
-        is_flipped = np.logical_xor.reduce(flips).tolist() if flips else [False] * len(ids)
-        for i, (square, place) in enumerate(self._squares(ids, image_px)):
+        is_flipped = np.logical_xor.reduce(flips) if flips else np.zeros(len(ids), bool)
+        for i, (square, place, box) in enumerate(self._squares(ids, image_px)):
             # a grey square [1, px, px] fills all channels
             canvas[i] = square[:, :, ::-1] if is_flipped[i] else square
-            shown[i] = place
-        return torch.from_numpy(canvas), shown
+            shown[i], boxes[i] = place, box
+        return torch.from_numpy(canvas), shown, Moved(boxes, is_flipped, image_px)
 
-    def _squares(self, ids: np.ndarray, image_px: int) -> Iterator[tuple[np.ndarray, int]]:
-        """The cropped image [C or 1, px, px] of each draw and its place in the set."""
+    def _squares(self, ids: np.ndarray, image_px: int) -> Iterator[tuple[np.ndarray, int, list]]:
+        """The cropped image [C or 1, px, px] of each draw, its place in the set, and its box."""
         for start in range(0, len(ids), _IMAGES_AT_ONCE):
             chunk = ids[start : start + _IMAGES_AT_ONCE]
             images, places = zip(*self._reads(chunk), strict=True)
@@ -212,7 +236,9 @@ class TrainStream:
             for _, repeats in itertools.groupby(draws, key=lambda draw: id(draw[1])):
                 yield from self._squares_of(list(repeats), image_px)
 
-    def _squares_of(self, repeats: list[tuple], image_px: int) -> Iterator[tuple[np.ndarray, int]]:
+    def _squares_of(
+        self, repeats: list[tuple], image_px: int
+    ) -> Iterator[tuple[np.ndarray, int, list]]:
         """The same for one image's repeats: (draw, image, place, box, filter) each. Decoded once
         where possible.
         """
@@ -221,10 +247,10 @@ class TrainStream:
             image = image.decoded_for([tuple(crop) for _, _, _, *crop in repeats], image_px)
         for draw, _, place, *crop in repeats:
             if not isinstance(image, Jpeg | Pixels):
-                yield train_square(image, *crop, image_px), place
+                yield train_square(image, *crop, image_px), place, crop[0]
                 continue
             try:
-                yield image.square(*crop, image_px), place
+                yield image.square(*crop, image_px), place, crop[0]
             except BadImage:  # damaged after its header: read it again, as a bad image
                 yield from replace(self, image_set=with_full_decoding(self.image_set))._squares(
                     draw[None], image_px

@@ -4,7 +4,6 @@ rule of thumb.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,6 @@ _EPOCHS = (30, 100)
 _WARMUP_SHARE = 0.05
 _PHOTO_PX = 160  # from this median short side on, images are scaled down and cropped
 _STRIDE_PX = 32  # of the models: sizes are multiples of it
-_BETA = 0.999  # of the effective number
 
 
 class NoImages(UserError):
@@ -86,24 +84,6 @@ def adapted_to(num_train: int, short_px: float) -> Adapt | None:
         warmup_epochs=max(1, round(_WARMUP_SHARE * epochs)),
         batch_images=min(batch, num_train),
     )
-
-
-def class_weights(class_counts: Sequence[int]) -> dict[str, list[float]]:
-    """Weights [K] of classes of so many training images, by rule: of the inverse number, and of the
-    inverse effective number, (1 - beta**n) / (1 - beta); each of mean 1 over the images.
-
-    Source: Cui et al. 2019, arXiv:1901.05555 (effective number).
-    """
-    counts = np.array(class_counts, dtype=float)
-    rules = {
-        "inverse number": 1 / counts,
-        f"inverse effective number, beta {_BETA}": (1 - _BETA) / (1 - _BETA**counts),
-    }
-    shares = counts / counts.sum()
-    return {
-        rule: [float(f"{one:.4g}") for one in weights / (shares @ weights)]
-        for rule, weights in rules.items()
-    }
 
 
 def as_yaml(profile: Profile) -> str:

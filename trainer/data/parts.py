@@ -61,6 +61,7 @@ class Parts:
             stream.repeats,
             stream.batch_images,
             stream.steps_per_epoch,
+            stream.sampled,
         )
         return ids[_parts(stream, step)[0][part]]
 

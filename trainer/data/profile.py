@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 from trainer.base.commands import command, quoted
 from trainer.base.errors import ConfigError, UserError
 from trainer.data.datasets.beton import BetonSet, has_betons, open_beton
+from trainer.data.datasets.layouts import layout_of, profile_name
 from trainer.data.datasets.packed import holds_files, open_files
 from trainer.data.datasets.split import TABLES, split_name
 from trainer.data.index import DataError, Index
@@ -23,8 +23,6 @@ from trainer.recipe.profiles import (
     Profile,
     unknown_data,
 )
-
-_LONGEST_NAME_BYTES = 100  # of a folder, in the names of its runs
 
 
 def data_folder(data: str, data_dir: Path | None = None) -> Path | None:
@@ -49,6 +47,8 @@ def find_profile(data: str, data_dir: Path | None = None) -> Profile:
     path = Path(data)
     if path.suffix in (".yaml", ".yml"):
         return _own_file(path, data_dir)
+    if (layout := layout_of(path)) is not None:
+        return layout.profile(path)
     if os.path.isdir(path):
         return _folder_profile(path)
     if path.suffix in TABLES and path.is_file():
@@ -76,7 +76,7 @@ def check_counts(profile: Profile, folder: Path | None) -> None:
 
     Raises DataError with all that differ; fix: the values that the files have.
     """
-    if folder is None or not holds_files(folder):
+    if folder is None or layout_of(folder) or not holds_files(folder):
         return
     train, val = (open_files(folder, split, check_files=False) for split in ("train", "val"))
     found = {
@@ -98,7 +98,7 @@ def check_counts(profile: Profile, folder: Path | None) -> None:
 
 def ignored_files(folder: Path | None) -> dict[str, int]:
     """Files of a folder of images that are not read, counted by split and extension."""
-    if folder is None or not holds_files(folder):
+    if folder is None or layout_of(folder) or not holds_files(folder):
         return {}
     return {
         f"{split} {kind}": count
@@ -111,7 +111,7 @@ def val_stand_in(folder: Path | None) -> str:
     """The split of a folder of images that is taken for validation, where none is called so; else
     empty.
     """
-    if folder is None or not holds_files(folder):
+    if folder is None or layout_of(folder) or not holds_files(folder):
         return ""
     return open_files(folder, "val", check_files=False).stand_in
 
@@ -120,7 +120,7 @@ def folder_majority_pct(folder: Path | None) -> float | None:
     """Top-1 of always answering the most frequent class, from a folder's index; None where nothing
     is read from files.
     """
-    if folder is None or not holds_files(folder):
+    if folder is None or layout_of(folder) or not holds_files(folder):
         return None
     train, val = (open_files(folder, split, check_files=False) for split in ("train", "val"))
     return majority_pct(train.labels, val.labels)
@@ -150,9 +150,8 @@ def _folder_profile(root: Path) -> Profile:
         train, val = (open_files(root, split, check_files=False) for split in ("train", "val"))
     if len(train.classes) < 2:
         raise UserError(f"{root / 'train'}: one class only; use two at least")
-    name = re.sub(r"[^\w.+-]+", "-", root.resolve().name).encode()[:_LONGEST_NAME_BYTES]
     return Profile(
-        name=name.decode(errors="ignore") or "root",
+        name=profile_name(root),
         num_classes=len(train.classes),
         num_train=train.num_images,
         num_val=val.num_images,

@@ -8,6 +8,7 @@ import functools
 
 import torch
 
+from trainer.base.devices import has_float64, kind_of
 from trainer.components.mixing import UnitMixes
 from trainer.components.pixels import fused
 from trainer.components.pixels.choice import uses_kernels
@@ -23,9 +24,7 @@ def _pass_type(settings) -> torch.dtype:
 def autocast(settings) -> torch.autocast:
     """The forward pass's precision: float32 and tf32 turn it off."""
     dtype = _pass_type(settings)
-    return torch.autocast(
-        settings.device.split(":")[0], dtype=dtype, enabled=dtype != torch.float32
-    )
+    return torch.autocast(kind_of(settings.device), dtype=dtype, enabled=dtype != torch.float32)
 
 
 def fill_of(profile) -> tuple[int, ...]:
@@ -58,13 +57,14 @@ def _per_channel(values: tuple[float, ...], device: torch.device) -> torch.Tenso
     return 255 * torch.tensor(values, device=device).view(1, -1, 1, 1)
 
 
-def _memory_format(settings) -> torch.memory_format:
-    return torch.channels_last if settings.channels_last else torch.contiguous_format
+def _memory_format(settings, images: torch.Tensor) -> torch.memory_format:
+    is_last = settings.is_channels_last(images.shape[3])
+    return torch.channels_last if is_last else torch.contiguous_format
 
 
 def in_format(images: torch.Tensor, settings) -> torch.Tensor:
     """Images [B, C, H, W] in the memory format of the model: the last operation before it."""
-    return images.contiguous(memory_format=_memory_format(settings))
+    return images.contiguous(memory_format=_memory_format(settings, images))
 
 
 def scored_inputs(images: torch.Tensor, profile, settings) -> torch.Tensor:
@@ -73,7 +73,7 @@ def scored_inputs(images: torch.Tensor, profile, settings) -> torch.Tensor:
     """
     if not uses_kernels(images.device):
         return in_format(normalize(images, profile), settings)
-    levels, form = _levels(profile, images.device), _memory_format(settings)
+    levels, form = _levels(profile, images.device), _memory_format(settings, images)
     return fused.model_inputs(images, *levels, _pass_type(settings), form)
 
 
@@ -105,7 +105,7 @@ def model_inputs(plan, settings, batch, mixes: UnitMixes | None = None) -> torch
         in_kernel = [part.in_kernel(drawn) for part, drawn in zip(parts, batch.drawn, strict=True)]
         if None not in in_kernel:
             levels = _levels(plan.profile, batch.images.device)
-            form = _pass_type(settings), _memory_format(settings)
+            form = _pass_type(settings), _memory_format(settings, batch.images)
             one = in_kernel[0] if in_kernel else None
             return fused.model_inputs(batch.images, *levels, *form, one, mixes)
     images = _normalized(plan, batch)
@@ -124,10 +124,12 @@ def inputs_of(plan, settings, batch) -> torch.Tensor:
 
 def _with_pixels_augmented(plan, settings, batch):
     recipe = plan.recipe
+    drawing = recipe.augment, recipe.augment_splits, fill_of(plan.profile)
+    if not has_float64(settings.device) and not batch.is_augmented:
+        # its operations compute in float64 as PIL does: there, by the CPU
+        batch = augmented(batch._replace(images=batch.images.cpu()), *drawing)
     batch = batch._replace(images=batch.images.to(settings.device, non_blocking=True))
-    if batch.is_augmented:
-        return batch
-    return augmented(batch, recipe.augment, recipe.augment_splits, fill_of(plan.profile))
+    return batch if batch.is_augmented else augmented(batch, *drawing)
 
 
 def _normalized(plan, batch) -> torch.Tensor:

@@ -8,6 +8,7 @@ from functools import partial, reduce
 import torch
 from torch import nn
 
+from trainer.base.devices import sum_dtype
 from trainer.base.memory import MemoryFull, is_memory_full
 from trainer.base.settings import Settings
 from trainer.base.signals import Stopped
@@ -37,7 +38,7 @@ def evaluate_all(
     each: Callable[[], None] = lambda: None,
     ranks: Ranks = alone(),
 ) -> dict[str, Scores]:
-    """Score models on batches of (images [B, C, H, W] uint8, labels [B] int64): every image once,
+    """Score models on batches of (images [B, C, H, W] uint8, targets [B, ...]): every image once,
     without padding.
 
     The images are decoded once for all models. each: called after every batch, so that a stop need
@@ -50,7 +51,9 @@ def evaluate_all(
     """
     was_training = {name: model.training for name, model in models.items()}
     task = task_of(plan, settings)
-    totals = torch.zeros(len(models), task.num_sums, dtype=torch.float64, device=settings.device)
+    totals = torch.zeros(
+        len(models), task.num_sums, dtype=sum_dtype(settings.device), device=settings.device
+    )
     num_images = 0
     stopped = None
     scorers = [

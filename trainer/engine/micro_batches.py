@@ -17,6 +17,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from trainer.base.devices import empty_cache, unused_share
 from trainer.base.memory import MemoryFull, is_memory_full, is_of_ranks
 from trainer.base.settings import Settings
 from trainer.base.signals import Stopped
@@ -25,6 +26,8 @@ from trainer.engine.state import TrainingState
 from trainer.recipe.plan import Plan
 
 Found = TypeVar("Found")
+_MUCH_UNUSED = 0.1
+_EXPANDABLE = "PYTORCH_ALLOC_CONF=expandable_segments:True in the environment"
 
 
 def pieces_at(plan: Plan, num_pieces: int, step: int, least_images: int = 1) -> int:
@@ -48,7 +51,7 @@ def least_images(state: TrainingState) -> int:
 
 
 def split(images: Tensor, targets: Tensor, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """A prepared micro-batch (images [S * B, ...], targets [B, K]) in parts: each has every
+    """A prepared micro-batch (images [S * B, ...], targets [B, ...]) in parts: each has every
     number-th of the B images, as micro-batches have those of a step.
     """
     if number == 1:
@@ -100,8 +103,7 @@ def retry_on_out_of_memory(
         state.optimizer.zero_grad(set_to_none=True)
         for buffer, old in zip(state.model.buffers(), before, strict=True):
             buffer.copy_(old)
-        if state.settings.device.startswith("cuda"):
-            torch.cuda.empty_cache()
+        empty_cache(state.settings.device)
         again.start()
 
 
@@ -191,13 +193,17 @@ def explained(state: TrainingState) -> Iterator[None]:
     except RuntimeError as error:
         if not is_memory_full(error):
             raise
-        raise MemoryFull(_explanation(state)) from None
+        raise MemoryFull(_explanation(state, unused_share(state.settings.device))) from None
 
 
-def _explanation(state: TrainingState) -> str:
+def _explanation(state: TrainingState, unused: float) -> str:
+    """unused: the share of the GPU's memory that torch holds in pieces too small for a tensor."""
     plan, step = state.plan, state.progress.step
     images = _images_at_once(plan, step, num_pieces(state, step))
-    *most, last = remedies(plan, state.settings, state.step_statistics.is_sampled)
+    found = remedies(plan, state.settings, state.step_statistics.is_sampled)
+    if unused > _MUCH_UNUSED:
+        found.insert(0, f"{_EXPANDABLE} ({unused:.0%} of its memory lies between tensors)")
+    *most, last = found
     return (
         f"out of memory in step {step + 1}: a micro-batch of {images} images of"
         f" {plan.train_px_at(step)} px does not fit on {state.settings.device} in"

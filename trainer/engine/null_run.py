@@ -96,6 +96,10 @@ class NullRun:
         not worth its time any longer.
         """
 
+    def ends_early(self) -> bool:
+        """Has the recipe's early_stopping ended it, after the last evaluation?"""
+        return False
+
     def save_if_due(self) -> None:
         """After every step: begin a checkpoint where it is time for one."""
 

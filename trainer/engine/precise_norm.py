@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from trainer.base.devices import sum_dtype
 from trainer.base.settings import Settings
 from trainer.data.loader import MicroBatch
 from trainer.data.transforms import autocast
@@ -162,7 +163,8 @@ class StepStatistics:
             for norm in self.estimated:
                 norm.start_step()
         each = [norm.added() for norm in self.estimated]
-        flat = torch.cat(each).double()
+        flat = torch.cat(each)
+        flat = flat.to(sum_dtype(flat.device))
         ranks.sum(flat)
         for norm, added in zip(
             self.estimated, flat.to(each[0].dtype).split([len(part) for part in each]), strict=True

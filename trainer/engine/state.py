@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from trainer.base.devices import kind_of, sum_dtype
 from trainer.base.errors import UserError
 from trainer.base.settings import Settings
 from trainer.components.optimizers import param_groups
@@ -25,13 +26,14 @@ from trainer.engine.cuda_graphs import CapturedPasses, Passes
 from trainer.engine.nan_debug import NanDebug
 from trainer.engine.precise_norm import StepStatistics
 from trainer.engine.shared_noise import SharedNoise
-from trainer.models.build import assemble
+from trainer.models.build import assemble, assembled, at_size
 from trainer.models.freezing import Freezing
 from trainer.models.initialization import is_head_loaded
 from trainer.models.parts.half_group_norm import use_half_group_norm
 from trainer.models.small_maps import leave_out_padding_taps
 from trainer.recipe.plan import Plan
-from trainer.tasks import Task, task_of
+from trainer.tasks import Scores, Task, task_of
+from trainer.tasks.teacher import Teacher, open_teacher
 
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -44,7 +46,8 @@ class Progress:
     loss_steps: of the training losses since the last line of metrics. num_seen: images trained on.
     train_s: seconds in the loop, evaluations and compiling left out. compile_s: of compiling.
     scores: of the last evaluation, by weights
-    ("model", "average"). changes: where a later process found another machine, and where memory ran
+    ("model", "average"). history: the first percentage of the scored weights at each evaluation.
+    changes: where a later process found another machine, and where memory ran
     out. num_pieces: of each micro-batch, since then. injected: faults on purpose that touch the
     row.
     """
@@ -58,6 +61,7 @@ class Progress:
     train_s: float = 0.0
     compile_s: float = 0.0
     scores: dict[str, dict] = field(default_factory=dict)
+    history: list[float] = field(default_factory=list)
     changes: list[str] = field(default_factory=list)
     num_pieces: int = 1
     injected: list[str] = field(default_factory=list)
@@ -68,12 +72,11 @@ class Progress:
             setattr(self, name, saved.get(name, default))
 
 
-def as_it_runs(model: nn.Module, settings: Settings) -> nn.Module:
-    """A model, changed in place to how a run with these settings computes it."""
+def as_it_runs(model: nn.Module, settings: Settings, px: int) -> nn.Module:
+    """A model, changed in place to how a run with these settings computes it on images of px."""
+    is_last = settings.is_channels_last(px)
     model.to(settings.device)
-    model.to(
-        memory_format=torch.channels_last if settings.channels_last else torch.contiguous_format
-    )
+    model.to(memory_format=torch.channels_last if is_last else torch.contiguous_format)
     if settings.device == "cpu":
         leave_out_padding_taps(model)
     if settings.half_group_norm:
@@ -81,6 +84,14 @@ def as_it_runs(model: nn.Module, settings: Settings) -> nn.Module:
     if settings.activation_checkpointing:
         recompute_activations(model)
     return model
+
+
+def _teacher_as_it_runs(plan: Plan, settings: Settings) -> Teacher | None:
+    teacher = open_teacher(plan)
+    if teacher is not None:  # which keeps no activations
+        alone = replace(settings, activation_checkpointing=False)
+        as_it_runs(teacher, alone, plan.recipe.image.train_px)
+    return teacher
 
 
 def set_algorithms(settings: Settings) -> None:
@@ -113,19 +124,25 @@ class TrainingState:
 
     It knows no folder and no logger: trainer.runs.run.Run saves and resumes it. notes: lines (text,
     style) about what the steps did that nobody has logged yet. is_head_loaded: the classifier is
-    that of the recipe's pretrained weights.
+    that of the recipe's pretrained weights. size_scores: of the finished model at the image sizes
+    of test_px=, by px. teacher: of the recipe's `distill`; it never changes, and no checkpoint
+    holds it.
     """
 
     def __init__(self, plan: Plan, settings: Settings, ranks: Ranks = alone()) -> None:
         self.plan, self.settings, self.ranks = plan, settings, ranks
         model, replacements = assemble(plan)
         self.is_head_loaded = is_head_loaded(model, replacements)
-        self.model = as_it_runs(model, settings)
+        self.size_scores: dict[int, Scores] = {}
+        # refused now, not after the last epoch
+        self._resized_px = {px for px in self.other_px if self._at(model, px) is not model}
+        self.model = as_it_runs(model, settings, plan.recipe.image.train_px)
+        self.teacher = _teacher_as_it_runs(plan, settings)
         groups = param_groups(self.model, plan.recipe.optimizer)
         self.optimizer = plan.recipe.optimizer.build(groups, lr=plan.recipe.lr.peak)
         self.average = plan.recipe.average.start(self.model) if plan.recipe.average else None
         self.scaler = torch.amp.GradScaler(
-            settings.device.split(":")[0], enabled=settings.precision == "fp16"
+            kind_of(settings.device), enabled=settings.precision == "fp16"
         )
         self.step_statistics = StepStatistics(
             self.model,
@@ -161,7 +178,7 @@ class TrainingState:
         self.progress = Progress()
         # the device's running sum of losses: read only where a line is written, so that no step
         # waits for it
-        self.loss_sum = torch.zeros((), dtype=torch.float64, device=settings.device)
+        self.loss_sum = torch.zeros((), dtype=sum_dtype(settings.device), device=settings.device)
         self.notes: list[tuple[str, str | None]] = []
         if settings.device.startswith("cuda") and (reason := why_not(self.loss_sum.device)):
             self.notes.append((f"augmentation by many small operations: {reason}", None))
@@ -206,13 +223,33 @@ class TrainingState:
         """What the plan of now trains for: a learning-rate finder changes the plan from step to
         step.
         """
-        return task_of(self.plan, self.settings)
+        return task_of(self.plan, self.settings, self.teacher)
 
     def weights(self) -> dict[str, nn.Module]:
         """The models that are evaluated: the trained one and, where the recipe keeps one, its
         average.
         """
         return {"model": self.model} | ({"average": self.average.model} if self.average else {})
+
+    @property
+    def other_px(self) -> list[int]:
+        """The image sizes at which the finished model is scored beside the recipe's own."""
+        return [px for px in self.settings.test_px if px != self.plan.recipe.image.test_px]
+
+    def model_at(self, image_px: int) -> nn.Module:
+        """The scored weights in a model for another image size: the model itself where it takes
+        it.
+        """
+        model = self.weights()[self.scored]
+        if image_px not in self._resized_px:
+            return model
+        with torch.random.fork_rng(devices=[]):  # its first weights are written over
+            fresh, _ = assembled(self.plan)
+        fresh.load_state_dict(model.state_dict())
+        return as_it_runs(self._at(fresh, image_px), self.settings, image_px)
+
+    def _at(self, model: nn.Module, image_px: int) -> nn.Module:
+        return at_size(model, self.plan.model, self.plan.profile.channels, image_px)
 
     @property
     def scored(self) -> str:

@@ -23,7 +23,8 @@ from trainer.tasks import task_of
 class StepMemory:
     """Bytes on one device, by what they hold, where they are most: at the end of a forward pass.
 
-    images: that go through the model at once. weights: of the model, buffers included. gradients,
+    images: that go through the model at once. weights: of the model, buffers included; teacher:
+    those of the recipe's teacher, whose forward pass keeps nothing. gradients,
     average: one for each weight. optimizer: its state. activations: what the backward pass of these
     images needs, the images included; with micro-batches of several parts, those of all parts. The
     last two are None where the optimizer or the model asks for values, which are not there.
@@ -36,6 +37,7 @@ class StepMemory:
     weights: int
     gradients: int
     average: int
+    teacher: int
     optimizer: int | None
     activations: int | None
 
@@ -44,17 +46,21 @@ class StepMemory:
         """All of it; None where a part is not known."""
         if self.optimizer is None or self.activations is None:
             return None
-        return self.weights + self.gradients + self.average + self.optimizer + self.activations
+        known = self.weights + self.gradients + self.average + self.teacher
+        return known + self.optimizer + self.activations
 
 
-def step_memory(plan: Plan, settings: Settings, model: nn.Module) -> StepMemory:
-    """Of one device of a run. model: as `build_model` gives it; left as it is. settings.device need
-    not be here.
+def step_memory(
+    plan: Plan, settings: Settings, model: nn.Module, teacher: nn.Module | None = None
+) -> StepMemory:
+    """Of one device of a run. model: as `build_model` gives it; left as it is, as the teacher is.
+    settings.device need not be here.
 
     Runs a forward pass of tensors that have a shape, a type and a device, but no values.
     """
     with FakeTensorMode(allow_fallback_kernels=False):  # which would compute
-        fake = _fake(model, settings.device, settings.channels_last)
+        is_last = settings.is_channels_last(plan.recipe.image.train_px)
+        fake = without_values(model, settings.device, is_last)
         weights = _num_bytes(chain(fake.parameters(), fake.buffers()))
         activations = _activation_bytes(plan, settings, fake)
     return StepMemory(
@@ -62,6 +68,9 @@ def step_memory(plan: Plan, settings: Settings, model: nn.Module) -> StepMemory:
         weights=weights,
         gradients=_num_bytes(one for one in fake.parameters() if one.requires_grad),
         average=weights if plan.recipe.average else 0,
+        teacher=0
+        if teacher is None
+        else _num_bytes(chain(teacher.parameters(), teacher.buffers())),
         optimizer=_state_bytes(plan.recipe.optimizer, model),
         activations=activations,
     )
@@ -73,7 +82,7 @@ def _part_images(plan: Plan) -> int:
     return -(-own_images // pieces_at(plan, 1, 0))
 
 
-def _fake(model: nn.Module, device: str, channels_last: bool = False) -> nn.Module:
+def without_values(model: nn.Module, device: str, channels_last: bool = False) -> nn.Module:
     """A copy whose tensors hold no values, as on a device. Within a FakeTensorMode."""
     memo = {}
     for one in chain(model.parameters(), model.buffers()):
@@ -96,9 +105,9 @@ def _activation_bytes(plan: Plan, settings: Settings, model: nn.Module) -> int |
     recipe, profile, images_px = plan.recipe, plan.profile, plan.recipe.image.train_px
     splits, each, device = recipe.augment_splits or 1, _part_images(plan), settings.device
     images = torch.empty(splits * each, profile.channels, images_px, images_px, device=device)
-    if settings.channels_last:
+    if settings.is_channels_last(images_px):
         images = images.contiguous(memory_format=torch.channels_last)
-    targets = torch.empty(each, profile.num_classes, device=device)
+    targets = task_of(plan, settings).blank_targets(each, device)
     own = {id(one.untyped_storage()) for one in chain(model.parameters(), model.buffers())}
     kept: dict[int, torch.UntypedStorage] = {}  # a storage that is alive keeps its id to itself
 
@@ -141,7 +150,7 @@ def _in_precision(model: nn.Module, settings: Settings, images: Tensor) -> Tenso
 def _state_bytes(rule: Optimizer, model: nn.Module) -> int | None:
     """What an optimizer keeps after its first step, on any device the same."""
     with FakeTensorMode():
-        fake = _fake(model, "cpu")
+        fake = without_values(model, "cpu")
         optimizer = rule.build(param_groups(fake, rule), lr=1.0)
         for weight in fake.parameters():
             weight.grad = torch.empty_like(weight) if weight.requires_grad else None

@@ -14,7 +14,7 @@ from trainer.base.signals import Stopped, StoppedAlone
 from trainer.data.dataset import OpenedData
 from trainer.data.index import DataError
 from trainer.distributed.communicator import Ranks
-from trainer.engine.evaluate import evaluate_all
+from trainer.engine.evaluate import evaluate, evaluate_all
 from trainer.engine.micro_batches import (
     explained,
     num_pieces,
@@ -39,6 +39,7 @@ def train(state: TrainingState, data: OpenedData, run: NullRun | None = None) ->
     """
     run = run or NullRun()
     plan, settings = state.plan, state.settings
+    assert plan.class_counts is not None or not plan.recipe.loss.needs_counts, "see with_counts"
     set_algorithms(settings)
     with run.open():
         progress = state.progress
@@ -54,6 +55,8 @@ def train(state: TrainingState, data: OpenedData, run: NullRun | None = None) ->
             if progress.step == 0:
                 loader = run.first_batch(loader, data.classes)
             for step in range(progress.step, plan.num_steps):
+                if run.ends_early():
+                    break
                 run.start_step(step)
                 with timer, explained(state):
                     state.loss_sum += optimizer_step(state, loader, step)
@@ -72,6 +75,7 @@ def train(state: TrainingState, data: OpenedData, run: NullRun | None = None) ->
                     return "diverged"
                 run.save_if_due()
             run.save()
+            evaluate_sizes(state, data, run)
             return "finished"
         except Stopped as signal_name:
             run.stopped(signal_name)
@@ -103,7 +107,7 @@ def optimizer_step(state: TrainingState, loader: Iterator, step: int) -> torch.T
         state.gradients.expect_others()
     for group in optimizer.param_groups:
         # older checkpoints have no lr_scale
-        group["lr"] = plan.lr_at(step) * group.get("lr_scale", 1.0)
+        group["lr"] = plan.lr_at(step, state.progress.history) * group.get("lr_scale", 1.0)
     with whole_or_undone(state, len(own_micro_batches(state, step))):
         total, num_replaced = retry_on_out_of_memory(add_gradients, state, loader, step)
     state.gradients.finish()
@@ -136,7 +140,7 @@ def add_gradients(state: TrainingState, loader: Iterator, step: int) -> tuple[to
     plan, task = state.plan, state.task
     own, number_each = own_micro_batches(state, step), num_pieces(state, step)
     num_own, place, num_replaced = len(own) * number_each, 0, 0
-    total = torch.zeros((), dtype=torch.float64, device=state.settings.device)
+    total = torch.zeros((), dtype=state.loss_sum.dtype, device=state.settings.device)
 
     def passes(inputs: torch.Tensor, targets: torch.Tensor, share: float) -> torch.Tensor:
         loss = task.loss(state.model, inputs, targets) * share
@@ -176,17 +180,14 @@ def own_micro_batches(state: TrainingState, step: int) -> list[int]:
 
 
 def evaluate_epoch(state: TrainingState, data: OpenedData, run: NullRun) -> bool:
-    """Evaluate at the end of an epoch, unless that is done: a stop in the middle leaves it to the
-    next process.
+    """Evaluate at the end of an epoch, of every n-th as eval_every= says and of the last, unless
+    that is done: a stop in the middle leaves it to the next process.
 
     False where the scored weights' loss is NaN or infinite: their score would mean nothing.
     """
     plan, settings, progress = state.plan, state.settings, state.progress
-    if (
-        progress.step == 0
-        or progress.step % plan.steps_per_epoch
-        or progress.evaluated_step == progress.step
-    ):
+    is_due = progress.step == plan.last_evaluation(progress.step, settings.eval_every_epochs)
+    if progress.step == 0 or not is_due or progress.evaluated_step == progress.step:
         return True
     if plan.recipe.precise_norm is not None:
         first_step = progress.step - plan.steps_per_epoch
@@ -207,10 +208,23 @@ def evaluate_epoch(state: TrainingState, data: OpenedData, run: NullRun) -> bool
         return False
     for which, of_weights in scores.items():
         run.logger.scores(progress.step, progress.step // plan.steps_per_epoch, which, of_weights)
-    progress.scores = {which: vars(of_weights) for which, of_weights in scores.items()}
+    progress.scores = {which: of_weights.record() for which, of_weights in scores.items()}
+    progress.history.append(scores[state.scored].main_pct)
     progress.evaluated_step = progress.step
     run.evaluated()
     return True
+
+
+def evaluate_sizes(state: TrainingState, data: OpenedData, run: NullRun) -> None:
+    """Score the finished model at the other image sizes of test_px=, by the recipe's own share of
+    the crop: beside the result, which stays that of the recipe's own size.
+    """
+    plan, settings, ranks = state.plan, state.settings, state.ranks
+    for px in state.other_px:
+        batches = data.val_batches(plan, settings, ranks, run.watch, test_px=px)
+        scores = evaluate(plan, settings, state.model_at(px), batches, run.check, ranks)
+        state.size_scores[px] = scores
+        run.logger.say(f"at {px} px  {scores.summary()}")
 
 
 def is_window_end(state: TrainingState) -> bool:
@@ -266,9 +280,8 @@ def log_window(state: TrainingState, timer: Timer, run: NullRun) -> bool:
         return False
     images_per_s, wait_share = timer.restart()
     epoch = progress.step / plan.steps_per_epoch
-    run.logger.window(
-        progress.step, epoch, loss_nats, plan.lr_at(progress.step - 1), images_per_s, wait_share
-    )
+    lr = plan.lr_at(progress.step - 1, progress.history)
+    run.logger.window(progress.step, epoch, loss_nats, lr, images_per_s, wait_share)
     state.loss_sum.zero_()
     progress.loss_steps = 0
     return True

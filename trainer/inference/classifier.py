@@ -14,19 +14,13 @@ from torch import Tensor, nn
 
 from trainer.base.errors import PlanError
 from trainer.base.settings import Settings
+from trainer.components.crops import CropMode
 from trainer.data.decode import RESAMPLING
 from trainer.data.transforms import autocast, scored_inputs
-from trainer.models.build import check_model_name, refusal
-from trainer.models.edit.replacement import classifier_of
-from trainer.models.initialization import load_pretrained
-from trainer.models.spec import Pretrained
-from trainer.models.weights import (
-    WeightsError,
-    config_beside,
-    read_weights,
-    shown_facts,
-    weights_path,
-)
+from trainer.models.build import at_size, check_model_name
+from trainer.models.initialization import is_head_loaded, load_file
+from trainer.models.trained import classes_in_file, config_beside, num_logits, shown_as
+from trainer.models.weights import WeightsError, read_weights, weights_path
 from trainer.runs.export import weights_digest
 from trainer.runs.run_folder import open_model, recipe_of
 
@@ -38,7 +32,7 @@ class ImageFacts:
     """How a model is shown an image, as its training's evaluation did.
 
     test_px: the side of the square; crop_share: of it, what is left of the shorter side after
-    resizing; mean, std: per channel, of values in [0, 1].
+    resizing, or of the sides that crop_mode says; mean, std: per channel, of values in [0, 1].
     """
 
     channels: int
@@ -47,6 +41,7 @@ class ImageFacts:
     interpolation: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    crop_mode: CropMode = "center"
 
 
 @dataclass(frozen=True)
@@ -77,7 +72,8 @@ class Classifier:
 
     def on(self, settings: Settings) -> Classifier:
         """The same on a run's device, in its memory format."""
-        memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
+        is_last = settings.is_channels_last(self.image.test_px)
+        memory_format = torch.channels_last if is_last else torch.contiguous_format
         model = self.model.to(settings.device).to(memory_format=memory_format)
         return replace(self, model=model)
 
@@ -95,9 +91,16 @@ class Classifier:
 
 
 def of_run(folder: Path) -> Classifier:
-    """The trained model of a finished run. Raises PlanError where there is none."""
-    model = open_model(folder)
+    """The trained model of a finished run. Raises PlanError where there is none, or it names no
+    classes of whole images.
+    """
     recipe, facts = recipe_of(folder)
+    if recipe.of_task.answers_with_pictures:
+        raise PlanError(
+            f"{folder}: a run of {recipe.of_task.name}, whose model names no class of an image",
+            "use predict without other sizes, or eval with run= alone",
+        )
+    model = open_model(folder)
     image, profile = recipe.image, facts["profile"]
     found = ImageFacts(
         profile["channels"],
@@ -106,8 +109,9 @@ def of_run(folder: Path) -> Classifier:
         image.test_interpolation,
         tuple(profile["mean"]),
         tuple(profile["std"]),
+        image.test_crop_mode or "center",
     )
-    names = _label_names(folder / "model.safetensors", profile["num_classes"])
+    names = _label_names(folder / "config.json", profile["num_classes"])
     digest = weights_digest(model)
     return Classifier(folder.name, model, found, names, digest, test_flip=image.test_flip or False)
 
@@ -123,13 +127,13 @@ def of_weights(model: str, weights: str) -> Classifier:
     file = read_weights(path)
     bare = model.partition(".")[0]
     made = timm.create_model(bare)
-    head = _num_classes(made, file.tensors)
+    head = classes_in_file(made, file.tensors)
     if head != num_logits(made):
         made = timm.create_model(bare, num_classes=head)
-    loaded = load_pretrained(made, Pretrained(file=weights, sha256=file.sha256), head)
-    if not any(f"{name}.weight" in loaded.places for name in _head_names(made)):
+    loaded = load_file(made, file, head, "weights")
+    if not is_head_loaded(made, [loaded]):
         raise WeightsError(f"{path}: has no classifier for {bare}", "use weights with one")
-    facts = shown_facts(model, weights, path)
+    facts = shown_as(model, weights, path)
     found = ImageFacts(
         facts["input_size"][0],
         (facts.get("test_input_size") or facts["input_size"])[-1],
@@ -137,6 +141,7 @@ def of_weights(model: str, weights: str) -> Classifier:
         facts["interpolation"],
         tuple(facts["mean"]),
         tuple(facts["std"]),
+        facts.get("crop_mode") or "center",
     )
     names = _label_names(path, head)
     meanings: tuple[str, ...] = ()
@@ -153,8 +158,9 @@ def _first_word(description: str) -> str:
 
 
 def shown_otherwise(classifier: Classifier, changes: Mapping[str, Any]) -> Classifier:
-    """The same model, shown images with some facts changed. Raises PlanError for a value that does
-    not make sense.
+    """The same model, shown images with some facts changed; at another size with its position
+    embeddings interpolated, where it has such. Raises PlanError for a value that does not make
+    sense.
     """
     given = {name: value for name, value in changes.items() if value is not None}
     image = replace(classifier.image, **given)
@@ -162,41 +168,13 @@ def shown_otherwise(classifier: Classifier, changes: Mapping[str, Any]) -> Class
         raise PlanError(
             f"interpolation={image.interpolation}: unknown", f"use {', '.join(RESAMPLING)}"
         )
-    reason = refusal(classifier.model, image.channels, image.test_px)
-    if reason is not None:
-        raise PlanError(
-            f"test_px={image.test_px}: {classifier.name} does not support it ({reason})",
-            "use another test_px=",
-        )
-    return replace(classifier, image=image)
+    model = at_size(classifier.model, classifier.name, image.channels, image.test_px)
+    return replace(classifier, model=model, image=image)
 
 
-def _head_names(model: nn.Module) -> list[str]:
-    """The dotted names of a model's classifiers: two where it was distilled."""
-    head = classifier_of(model)
-    heads = list(head) if isinstance(head, nn.ModuleList) else [head]
-    return [name for name, module in model.named_modules() if any(module is one for one in heads)]
-
-
-def _num_classes(model: nn.Module, tensors: Mapping[str, Tensor]) -> int:
-    """Of a file: the rows of the classifier's weight, by timm's name of it."""
-    own = num_logits(model)
-    weight = next((tensors.get(f"{name}.weight") for name in _head_names(model)), None)
-    return own if weight is None else len(weight)
-
-
-def num_logits(model: nn.Module) -> int:
-    """How many classes a timm model answers with."""
-    number = model.num_classes
-    assert isinstance(number, int)
-    return number
-
-
-def _label_names(weights: Path, number: int) -> tuple[str, ...]:
-    """The names of so many classes in the config.json beside weights; empty where there are
-    none.
-    """
-    names = config_beside(weights).get("label_names")
+def _label_names(path: Path, number: int) -> tuple[str, ...]:
+    """The names of so many classes in the config.json beside a file; empty where there are none."""
+    names = config_beside(path).get("label_names")
     if not isinstance(names, list) or len(names) != number:
         return ()
     return tuple(names) if all(isinstance(one, str) for one in names) else ()

@@ -20,6 +20,7 @@ from trainer.data.datasets.builtin import ImageSet
 from trainer.data.datasets.members import read_image
 from trainer.data.decode import BadImage, evaluation_square, stack_squares
 from trainer.data.index import EXTENSIONS, DataError, is_image_folder
+from trainer.data.transforms import fill_of
 from trainer.data.workers import Watch, items_of
 from trainer.inference.classifier import ImageFacts
 
@@ -159,7 +160,10 @@ class ImageBatches:
 
     def _square(self, path: Path) -> bytes:
         image, facts = read_image(path, self.image.channels), self.image
-        return evaluation_square(image, facts.test_px, facts.crop_share, facts.interpolation)
+        return evaluation_square(
+            image, facts.test_px, facts.crop_share, facts.interpolation, facts.crop_mode,
+            fill_of(facts),
+        )  # fmt: skip
 
 
 def labelled_batches(

@@ -127,7 +127,7 @@ def _asked(
 
 def best_of(logits: Tensor, top_k: int) -> tuple[list[list[float]], list[list[int]]]:
     """The largest softmax values [B, k] of logits [B, K] and their classes, largest first."""
-    found = torch.softmax(logits.double(), 1).topk(min(top_k, logits.shape[1]), 1)
+    found = torch.softmax(logits.cpu().double(), 1).topk(min(top_k, logits.shape[1]), 1)
     return found.values.tolist(), found.indices.tolist()
 
 

@@ -124,7 +124,7 @@ def judge(
         if allowed is not None:
             others = torch.full_like(logits, -torch.inf)
             logits = others.index_copy(1, allowed, logits[:, allowed])
-        judged = labels, *_judged(logits, labels.to(logits.device))
+        judged = labels, *_judged(logits.cpu(), labels)
         kept.append([part.cpu() for part in judged])
         each(len(labels))
     found, predicted, sureness, of_label, rank = (

@@ -28,12 +28,7 @@ from trainer.data.dataset import OpenedData, open_data
 from trainer.data.profile import data_folder
 from trainer.data.workers import Watch
 from trainer.distributed.communicator import Ranks, alone
-from trainer.lr_finder.baseline import (
-    bias_only_loss,
-    check_hold_out,
-    equal_odds_loss,
-    hold_out,
-)
+from trainer.lr_finder.baseline import check_hold_out, hold_out
 from trainer.lr_finder.candidates import Lengths, decide, lengths_for
 from trainer.lr_finder.output import lr_find_name, write_results
 from trainer.lr_finder.plots import draw
@@ -48,6 +43,8 @@ from trainer.recipe.plan import Plan, make_plan
 from trainer.recipe.schema import Recipe
 from trainer.runs.job import Job, plan_of, with_content
 from trainer.runs.lock import acquire
+from trainer.tasks import task_of
+from trainer.tasks.constant import equal_odds_loss
 
 _MOST_SEEDS, _MOST_STEPS = 100, 10_000
 
@@ -227,7 +224,7 @@ def trial_plan(plan: Plan, cut: OpenedData) -> Plan:
         deviations=plan.deviations,
         world_size=plan.world_size,
         bad_images=plan.bad_images,
-    )
+    ).with_counts(cut.train.labels)
 
 
 def run(
@@ -307,16 +304,23 @@ def _decided(
         num_held_out=setup.data.val.num_images,
         asked=setup.asked,
         folder=folder,
-        equal_odds_nats=equal_odds_loss(setup.trial_plan, setup.data.val.labels),
+        equal_odds_nats=(
+            equal_odds_loss(setup.trial_plan, setup.data.val.labels)
+            if setup.trial_plan.recipe.task is None
+            else None
+        ),
     )
 
 
 def baseline_losses(setup: Setup) -> BaselineLosses:
-    """The bias-only levels of both curves; none for training where the scalar itself moves it."""
-    plan, train = setup.trial_plan, None
-    if setup.scalar.section not in ("loss", "smoothing", "mix"):
-        train = bias_only_loss(plan, setup.data.train.labels)
-    return BaselineLosses(train, bias_only_loss(plan, setup.data.val.labels, is_mixed=False))
+    """The bias-only levels of both curves; none for training where the scalar itself moves it, or a
+    teacher does.
+    """
+    task, train = task_of(setup.trial_plan, setup.settings), None
+    moves = setup.scalar.section in ("loss", "smoothing", "mix")
+    if not moves and not setup.trial_plan.recipe.distill:
+        train = task.constant_loss(setup.data.train)
+    return BaselineLosses(train, task.constant_loss(setup.data.val, is_mixed=False))
 
 
 def schedule_shape(plan: Plan, num_steps: int) -> np.ndarray:

@@ -35,6 +35,7 @@ _FIXED = {
     "image": "the size of the images",
     "average": "the average, which a LR finder run leaves out,",
     "precise_norm": "the statistics of an evaluation, which a LR finder run has none of,",
+    "early_stopping": "the end of a run, which a LR finder run has not,",
     "lr": "the schedule, in whose place a ramp stands,",
 }
 
@@ -87,7 +88,8 @@ def without_schedule(recipe: Recipe) -> Recipe:
         scaling=recipe.lr.scaling,
         schedule=Constant(),
     )
-    return recipe.model_copy(update={"lr": lr, "average": None, "precise_norm": None})
+    without = dict.fromkeys(("average", "precise_norm", "early_stopping"))
+    return recipe.model_copy(update={"lr": lr, **without})
 
 
 def find_scalar(recipe: Recipe, text: str) -> Scalar:
@@ -316,5 +318,7 @@ class HyperparameterSetter:
                 tensors = *kept.named_parameters(**own), *kept.named_buffers(**own)
                 for held, tensor in tensors:
                     setattr(module, held, tensor)
-        state.model = as_it_runs(model, state.settings).train(state.model.training)
+        state.model = as_it_runs(model, state.settings, state.plan.recipe.image.train_px).train(
+            state.model.training
+        )
         state.step_statistics = StepStatistics(model, state.settings.activation_checkpointing)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import timm
@@ -30,11 +32,13 @@ _OPTIONS = {
     "head_init_scale": "head_init_scale",
     "dropout": "drop_rate",
 }
+# what some of timm's models raise over images of a size that they do not take
+_REFUSALS = (RuntimeError, AssertionError, ValueError, TypeError)
 _TRIED_PX = (32, 64, 96, 128, 160, 192, 224)  # sizes to suggest where a model rejects one
 
 
-def check_model_name(model: str) -> None:
-    """Refuse a model that timm does not have.
+def check_model_name(model: str, place: str = "model") -> None:
+    """Refuse a model that timm does not have. place: what names it.
 
     Raises PlanError with the nearest name.
     """
@@ -42,15 +46,16 @@ def check_model_name(model: str) -> None:
     if not re.fullmatch(r"[A-Za-z0-9_.+-]+", model) or not timm.is_model(model):
         known = timm.list_models()
         raise PlanError(
-            f"model={model}: timm has no such model{did_you_mean(model, known)}; use model=resnet50"
+            f"{place}={model}: timm has no such model{did_you_mean(model, known)};"
+            f" use {place}=resnet50"
         )
     try:
         timm.models.get_pretrained_cfg(model)
     except RuntimeError:
         name, _, tag = model.partition(".")
         raise PlanError(
-            f"model={model}: timm has no pretrained weights {tag!r} for {name}; "
-            f"use model={name}, which starts from random weights"
+            f"{place}={model}: timm has no pretrained weights {tag!r} for {name}; "
+            f"use {place}={name}, which starts from random weights"
         ) from None
 
 
@@ -74,6 +79,7 @@ def assemble(plan: Plan) -> tuple[nn.Module, tuple[Replacement, ...]]:
         torch.manual_seed(streams.torch_seed(plan.seed, "weights"))
         model, replacements = assembled(plan)
         replacements += initialize_weights(model, plan.recipe.model, plan.profile.num_classes)
+        model = plan.recipe.of_task.model_of(plan, model)
         _check_sizes(plan, model)
         _check_sample(plan, model)
         _check_joined(plan, model)
@@ -85,9 +91,11 @@ def assemble(plan: Plan) -> tuple[nn.Module, tuple[Replacement, ...]]:
 
 
 def assembled(plan: Plan) -> tuple[nn.Module, tuple[Replacement, ...]]:
-    """The same without forking: initialized from torch's global generator as it stands."""
+    """The timm model with the recipe's parts, before its task makes a model of it: initialized from
+    torch's global generator as it stands.
+    """
     section, image_px = plan.recipe.model, plan.recipe.image.train_px
-    options = _model_options(plan) | size_options(plan)
+    options = _model_options(plan) | size_options(plan) | plan.recipe.of_task.model_options()
     parts = [] if section is None else [part for _, part in section.parts()]
     layer_scale, head_scale = options.get("ls_init_value"), options.get("head_init_scale")
     if layer_scale is not None and not takes_option(plan.model, ls_init_value=layer_scale):
@@ -96,10 +104,22 @@ def assembled(plan: Plan) -> tuple[nn.Module, tuple[Replacement, ...]]:
     if not is_timms:
         del options["head_init_scale"]
     model = create_model(plan.model, plan.profile.num_classes, plan.profile.channels, options)
+    if plan.recipe.distill:
+        train_both_heads(model)
     replacements = tuple(part.apply(model, image_px) for part in parts)
     if head_scale is not None and not is_timms:
         replacements += (scale_head(model, head_scale),)
     return model, replacements
+
+
+def train_both_heads(model: nn.Module) -> bool:
+    """Let a timm model that has a head for a teacher answer, in training, with both of its heads;
+    gives whether it has one. In evaluation it answers with their mean all the same.
+    """
+    train_apart = getattr(model, "set_distilled_training", None)
+    if train_apart is not None:
+        train_apart(True)
+    return train_apart is not None
 
 
 def takes_option(model: str, **option: Any) -> bool:
@@ -122,15 +142,20 @@ def size_options(plan: Plan) -> dict[str, Any]:
     interpolated for that. Empty where the model as timm builds it takes all of these sizes, and
     where its class has no such arguments: `assemble` refuses it then.
     """
-    model, image = plan.model, plan.recipe.image
+    image = plan.recipe.image
+    return size_options_of(plan.model, image.train_px, {image.test_px, *train_sizes(plan)})
+
+
+def size_options_of(model: str, image_px: int, sizes: set[int]) -> dict[str, Any]:
+    """The same of any timm model: built for image_px, shown all of the sizes."""
     config = timm.models.get_pretrained_cfg(model)
     if config is None or not config.fixed_input_size:
         return {}
     options: dict[str, Any] = {}
-    is_own = config.input_size[-1] == image.train_px or _takes_size(model, image.train_px)
-    if not is_own and _takes_size(model, image.train_px, img_size=image.train_px):
-        options["img_size"] = image.train_px
-    others = {image.test_px, *_train_sizes(plan)} - {image.train_px}
+    is_own = config.input_size[-1] == image_px or _takes_size(model, image_px)
+    if not is_own and _takes_size(model, image_px, img_size=image_px):
+        options["img_size"] = image_px
+    others = sizes - {image_px}
     is_dynamic = options | {"dynamic_img_size": True}
     if not all(_takes_size(model, px, **options) for px in others) and all(
         _takes_size(model, px, **is_dynamic) for px in others
@@ -153,7 +178,7 @@ def _check_sizes(plan: Plan, model: nn.Module) -> None:
     channels = plan.profile.channels
     # train_px comes last: where both sizes are equal, the message names it
     for image_px, place in (
-        {plan.recipe.image.test_px: "image.test_px"} | _train_sizes(plan)
+        {plan.recipe.image.test_px: "image.test_px"} | train_sizes(plan)
     ).items():
         reason = refusal(model, channels, image_px)
         if reason is not None:
@@ -173,7 +198,7 @@ def _check_sizes(plan: Plan, model: nn.Module) -> None:
             )
 
 
-def _train_sizes(plan: Plan) -> dict[int, str]:
+def train_sizes(plan: Plan) -> dict[int, str]:
     """The largest and the smallest side of the training images, each with the recipe key that sets
     it.
     """
@@ -192,12 +217,39 @@ def refusal(model: nn.Module, channels: int, image_px: int) -> str | None:
     try:
         with torch.no_grad():
             model(torch.zeros(1, channels, image_px, image_px))
-    # each of them is raised by some of timm's models
-    except (RuntimeError, AssertionError, ValueError) as error:
-        return str(error).partition("\n")[0] or error.__class__.__name__
+    except _REFUSALS as error:
+        return _reason(error)
     finally:
         model.train(was_training)
     return None
+
+
+def _reason(error: Exception) -> str:
+    return str(error).partition("\n")[0] or error.__class__.__name__
+
+
+def at_size(model: nn.Module, name: str, channels: int, image_px: int) -> nn.Module:
+    """A model for images of a size, to be evaluated: itself where it takes them, else a copy whose
+    position embeddings and windows its own set_input_size (timm's) has interpolated for them.
+
+    Raises PlanError where neither takes them.
+    """
+    reason = refusal(model, channels, image_px)
+    if reason is None:
+        return model
+    resized = copy.deepcopy(model)
+    set_input_size: Callable[..., None] | None = getattr(resized, "set_input_size", None)
+    if set_input_size is not None:
+        try:
+            set_input_size(img_size=(image_px, image_px))
+            reason = refusal(resized, channels, image_px)
+        except _REFUSALS as error:
+            reason = _reason(error)
+        if reason is None:
+            return resized
+    raise PlanError(
+        f"test_px={image_px}: {name} does not support it ({reason})", "use another test_px="
+    )
 
 
 def _check_sample(plan: Plan, model: nn.Module) -> None:
@@ -225,7 +277,7 @@ def _check_sample(plan: Plan, model: nn.Module) -> None:
     if least_images * (plan.recipe.augment_splits or 1) > 1:
         return
     channels = plan.profile.channels
-    for image_px, place in _train_sizes(plan).items():
+    for image_px, place in train_sizes(plan).items():
         name = _single_value(model, channels, image_px)
         if name is not None:
             larger = (
@@ -385,7 +437,8 @@ def create_model(model: str, num_classes: int, channels: int, options: dict[str,
             rest = {name: value for name, value in options.items() if name != "zero_init_last"}
             return create_model(model, num_classes, channels, rest)
         recipe_keys = {theirs: f"model.{ours}" for ours, theirs in _OPTIONS.items()} | {
-            "drop_path_rate": "drop_path"
+            "drop_path_rate": "drop_path",
+            "output_stride": "task.output_stride",
         }
         for theirs, ours in recipe_keys.items():
             if theirs in refused:

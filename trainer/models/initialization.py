@@ -200,7 +200,7 @@ def scale_head(model: nn.Module, scale: float) -> Replacement:
     """Multiply a new classifier's weights and biases, of both of a distilled model's: what timm's
     head_init_scale does, for models whose class lacks it.
     """
-    places = _head_places(model)
+    places = head_places(model)
     heads = [model.get_submodule(place.removesuffix(".")) for place in places]
     with torch.no_grad():
         for head in heads:
@@ -231,7 +231,7 @@ def _classifier_name(model: nn.Module) -> str | None:
     return next((name for name, module in model.named_modules() if module is classifier), None)
 
 
-def _head_places(model: nn.Module) -> tuple[str, ...]:
+def head_places(model: nn.Module) -> tuple[str, ...]:
     """What the names of a classifier's weights begin with; of both of a distilled model's."""
     classifier = classifier_of(model)
     heads = list(classifier) if isinstance(classifier, nn.ModuleList) else [classifier]
@@ -244,7 +244,7 @@ def is_head_loaded(model: nn.Module, replacements: Iterable[Replacement]) -> boo
     initialization.
     """
     loaded = [one.places for one in replacements if one.part == "pretrained"]
-    heads = _head_places(model)
+    heads = head_places(model)
     return any(key.startswith(heads) for places in loaded for key in places)
 
 
@@ -260,8 +260,28 @@ def load_pretrained(model: nn.Module, pretrained: Pretrained, num_classes: int) 
     model's: any that is missing, unexpected or of another shape, or, where `partial`, all of them.
     """
     weights = _pretrained_file(pretrained)
+    return load_file(model, weights, num_classes, "model.pretrained.file", pretrained)
+
+
+def load_file(
+    model: nn.Module,
+    weights: WeightsFile,
+    num_classes: int,
+    place: str,
+    pretrained: Pretrained = Pretrained(),
+) -> Replacement:
+    """The same of a file that has been read. place: what names it, for errors."""
+    try:
+        return _load(model, weights, num_classes, pretrained)
+    except WeightsError as error:
+        raise error.raised_as(WeightsError, place=place) from None
+
+
+def _load(
+    model: nn.Module, weights: WeightsFile, num_classes: int, pretrained: Pretrained
+) -> Replacement:
     own = model.state_dict()
-    heads = _head_places(model)
+    heads = head_places(model)
     head = sorted(key for key in own if key.startswith(heads))
     weights = as_model_names(model, weights)
     tensors, notes = dict(weights.tensors), list(weights.notes)
@@ -284,9 +304,9 @@ def load_pretrained(model: nn.Module, pretrained: Pretrained, num_classes: int) 
         )
         if (other := named_beside(weights.path)) not in (None, _architecture(model)):
             remedy = f"these are weights of {other}: use model={other}, or other weights"
-        if taken:
+        if taken and pretrained.file:  # which only a recipe has
             remedy += f', or set="model.pretrained.partial=true" for the {len(taken)} that fit'
-        raise WeightsError(f"model.pretrained.file: {weights.path}: {'; '.join(unfit)}", remedy)
+        raise WeightsError(f"{weights.path}: {'; '.join(unfit)}", remedy)
     model.load_state_dict(own | {key: tensors[key] for key in taken})
     return Replacement(
         "pretrained",

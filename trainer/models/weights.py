@@ -12,7 +12,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from trainer.base.json_text import json_file
 
 LARGEST_WEIGHTS_BYTES = 2**36  # read whole into memory
 TIMM = "timm:"
+RUN = "run:"
 _FILES = ("model.safetensors", "pytorch_model.bin")  # of a run folder, and of a timm local-dir:
 # where other programs keep the weights in their checkpoints; an average of them comes first
 _SECTIONS = ("state_dict_ema", "model_ema", "state_dict", "model")
@@ -52,86 +53,17 @@ class WeightsFile:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class GivenWeights:
-    """weights= as it was written, and what it stands for.
-
-    word: as written. file, sha256: of `model.pretrained`. mean, std: per channel, what the weights
-    expect images to be normalized by, in units where black is 0 and white is 1; empty where nobody
-    says.
-    """
-
-    word: str
-    file: str
-    sha256: str
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-
-    def overrides(self, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
-        """What a recipe is changed by, on data of this mean and deviation per channel: those of the
-        weights come with them, as in timm's fine-tuning, where they differ.
-
-        Weights for another number of channels say nothing of these.
-        """
-        made: dict[str, Any] = {
-            "model.pretrained.file": self.file,
-            "model.pretrained.sha256": self.sha256,
-        }
-        own, data = (self.mean, self.std), (tuple(mean), tuple(std))
-        if own != data and [len(one) for one in own] == [len(one) for one in data]:
-            made |= {"image.mean": self.mean, "image.std": self.std}
-        return made
-
-
-def given_weights(word: str, model: str, runs: Path) -> GivenWeights | None:
-    """What weights= means for a timm model, read and hashed now; None where it is empty.
-
-    Raises WeightsError.
-    """
-    if not word:
-        return None
-    given = str(runs / word) if (runs / word).is_dir() else word
-    try:
-        path = weights_path(given)
-        sha256 = read_weights(path).sha256
-    except WeightsError as error:
-        raise error.raised_as(WeightsError, place="weights") from None
-    facts = shown_facts(model, given, path)
-    mean, std = (tuple(map(float, facts.get(key) or ())) for key in ("mean", "std"))
-    return GivenWeights(word, given, sha256, mean, std)
-
-
-def shown_facts(model: str, weights: str, path: Path) -> dict[str, Any]:
-    """What is known of how images are shown to weights, in timm's words: by their tag, by the
-    config.json beside them, else by the model's name. path: of their file.
-    """
-    name = weights.removeprefix(TIMM) if weights.startswith(TIMM) else model
-    try:
-        config = timm.get_pretrained_cfg(name)
-    except RuntimeError:  # no such tag
-        config = None
-    own = config_beside(path).get("pretrained_cfg")
-    is_beside = isinstance(own, dict) and not weights.startswith(TIMM)
-    return (config.to_dict() if config else {}) | (own if is_beside else {})
-
-
-def config_beside(path: Path) -> dict[str, Any]:
-    """The config.json that a run and timm write beside weights; empty where there is none."""
-    try:
-        found = json_file(path.parent / "config.json")
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
 def weights_path(given: str) -> Path:
-    """The file that is meant by a path, a folder with weights (a run's, timm's local-dir:), or
-    `timm:<model>.<tag>`, which is downloaded to Hugging Face's cache unless it is there.
+    """The file that is meant by a path, a folder with weights (a run's, timm's local-dir:),
+    `run:<name>`, which is runs/<name>, or `timm:<model>.<tag>`, which is downloaded to Hugging
+    Face's cache unless it is there.
 
     Raises WeightsError for a name that timm has no weights for, or a download that fails.
     """
     if given.startswith(TIMM):
         return _of_timm(given.removeprefix(TIMM))
+    if given.startswith(RUN):
+        given = f"runs/{given.removeprefix(RUN)}"
     path = Path(given.removeprefix("local-dir:"))
     if path.is_dir():
         found = (path / name for name in _FILES if (path / name).exists())
@@ -287,14 +219,17 @@ def _of_timm(name: str) -> Path:
 
     repository, _, revision = config.hf_hub_id.partition("@")
     hub = huggingface_hub.constants
-    where = {"repo_id": repository, "filename": _FILES[0], "revision": revision or None}
-    there = huggingface_hub.try_to_load_from_cache(**where, cache_dir=hub.HF_HUB_CACHE)
+    there = huggingface_hub.try_to_load_from_cache(
+        repository, _FILES[0], revision=revision or None, cache_dir=hub.HF_HUB_CACHE
+    )
     if isinstance(there, str):
         return Path(there)
     reason = "HF_HUB_OFFLINE is set" if hub.HF_HUB_OFFLINE else unreachable(hub.ENDPOINT)
     if not reason:
         try:
-            return Path(huggingface_hub.hf_hub_download(**where))
+            return Path(
+                huggingface_hub.hf_hub_download(repository, _FILES[0], revision=revision or None)
+            )
         except Exception as error:  # of the network, of the hub, of the disk: whatever it raises
             reason = " ".join(str(error).split())[:150] or type(error).__name__
     raise WeightsError(

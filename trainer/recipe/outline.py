@@ -8,7 +8,7 @@ from typing import Any
 
 from trainer.base.component import StrictModel
 from trainer.components.learning_rate import LearningRate
-from trainer.recipe.sections import Batch, Image, PreciseNorm
+from trainer.recipe.sections import Batch, EarlyStopping, Image, PreciseNorm
 
 
 class Outline(StrictModel):
@@ -18,20 +18,24 @@ class Outline(StrictModel):
     version: Any
     title: Any
     source: Any
+    task: Any = None
     epochs: Any
     batch: Batch
     lr: LearningRate
     optimizer: Any
     loss: Any
     smoothing: Any = None
+    distill: Any = None
     mix: Any = None
     augment: Any = ()
     repeats: Any = None
+    sampling: Any = None
     augment_splits: Any = None
     image: Image
     drop_path: Any = None
     average: Any = None
     precise_norm: PreciseNorm | None = None
+    early_stopping: EarlyStopping | None = None
     model: Any = None
     adapted_to: Any = None
     assumed: Any = None

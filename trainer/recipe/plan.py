@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
+
+import numpy as np
 
 from trainer.base.component import parts_of
 from trainer.base.errors import PlanError
 from trainer.base.names import LONGEST_NAME_BYTES
 from trainer.base.plugins import loaded_plugins
 from trainer.base.plural import counted
+from trainer.components.losses import Loss
 from trainer.recipe.assignment import Assignment, PartRows, assignment
 from trainer.recipe.identity import RunIdentity
 from trainer.recipe.overrides import as_set
@@ -28,7 +32,8 @@ class Plan:
     step, as they are mixed; see `assignment` for which are a rank's. One is one norm sample
     (batch.norm_images), or the fewest samples that hold whole mixing units.
     num_steps: optimizer steps of the whole run. plugins: sha256 of each file outside the package
-    that the recipe's components come from, by its path.
+    that the recipe's components come from, by its path. class_counts: training images of each
+    class, once the data are open.
     """
 
     recipe: Recipe
@@ -43,6 +48,20 @@ class Plan:
     steps_per_epoch: int
     num_steps: int
     plugins: Mapping[str, str] = field(default_factory=dict)
+    class_counts: tuple[int, ...] | None = None
+
+    @cached_property
+    def loss(self) -> Loss:
+        """The recipe's loss, with the weights that its rule makes of the training images; of
+        classes of one size before the data are open, where only its cost matters.
+        """
+        counts = self.class_counts or (1,) * self.profile.num_classes
+        return self.recipe.loss.for_counts(np.array(counts))
+
+    def with_counts(self, labels: np.ndarray) -> Plan:
+        """The same plan over training images with these labels [N]."""
+        counts = np.bincount(labels, minlength=self.profile.num_classes).tolist()
+        return replace(self, class_counts=tuple(counts))
 
     @property
     def draws_per_epoch(self) -> int:
@@ -53,16 +72,19 @@ class Plan:
 
     @property
     def unique_per_epoch(self) -> int:
-        """Different images seen in one epoch: repeats show fewer of them, more often."""
+        """Different images seen in one epoch, the most where classes are sampled: repeats show
+        fewer of them, more often.
+        """
         return -(-self.draws_per_epoch // (self.recipe.repeats or 1))
 
     @property
     def num_warmup_steps(self) -> int:
         return self.recipe.lr.num_warmup_steps(self.steps_per_epoch)
 
-    def lr_at(self, step: int) -> float:
-        """The learning rate of an optimizer step."""
-        return self.recipe.lr.at(step, self.steps_per_epoch, self.recipe.epochs, self.seed)
+    def lr_at(self, step: int, scores: Sequence[float] = ()) -> float:
+        """The learning rate of an optimizer step. scores: of the epochs before it."""
+        lengths = self.steps_per_epoch, self.recipe.epochs
+        return self.recipe.lr.at(step, *lengths, self.seed, scores)
 
     def train_px_at(self, step: int) -> int:
         """The side of the training images of an optimizer step, in px."""
@@ -131,6 +153,13 @@ class Plan:
     def is_epoch_end(self, step: int) -> bool:
         return (step + 1) % self.steps_per_epoch == 0
 
+    def last_evaluation(self, step: int, every_epochs: int) -> int:
+        """The last step up to `step` after which there is an evaluation, of every n-th epoch and of
+        the last; 0 for none.
+        """
+        every = every_epochs * self.steps_per_epoch
+        return step if step == self.num_steps else step - step % every
+
     @property
     def identity(self) -> RunIdentity:
         """All that may change the score, but for the bytes of the images."""
@@ -170,6 +199,7 @@ def make_plan(
     Raises PlanError where batch, micro-batch, world and data set do not multiply out, UserError
     where a component does not fit the rest (see Component.check).
     """
+    recipe.of_task.check_data(profile)
     batch = recipe.batch
     num_micro_batches = batch.images // recipe.images_together
     if not 0 <= seed < 2**32:

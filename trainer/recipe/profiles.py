@@ -71,6 +71,7 @@ class Profile(StrictModel):
     majority_pct: top-1 on val of always answering the class that train has most of; None where the
         labels have to be counted.
     images_of: the known set whose images these are, where `name` is another.
+    task: what their targets are for (a recipe's `task`); None: classification.
     """
 
     file_is: ClassVar[str] = "data profile"
@@ -84,6 +85,7 @@ class Profile(StrictModel):
     native_px: ImageCount | None = None
     majority_pct: Annotated[float, Field(gt=0, le=100)] | None = None
     images_of: Annotated[str, AfterValidator(_is_known)] | None = None
+    task: str | None = None
     adapt: Adapt | None = None
 
     @model_validator(mode="after")

@@ -15,16 +15,19 @@ from trainer.base.component import StrictModel
 from trainer.base.errors import ConfigError, did_you_mean
 from trainer.components.augment import Augmentation
 from trainer.components.averaging import WeightAverage
+from trainer.components.distillation import Distillation
 from trainer.components.learning_rate import LearningRate
 from trainer.components.losses import Loss
 from trainer.components.mixing import Mixing
 from trainer.components.optimizers import Optimizer
+from trainer.components.sampling import Sampling
+from trainer.components.task import TaskSection, default_task
 from trainer.models.spec import Model
 from trainer.recipe import tree
 from trainer.recipe.check import ABOUT, check, label_of, refuse
 from trainer.recipe.load import Positions, load_yaml
 from trainer.recipe.overrides import Deviation, overridden, overrides_of
-from trainer.recipe.sections import Batch, Image, PreciseNorm, Score
+from trainer.recipe.sections import Batch, EarlyStopping, Image, PreciseNorm, Score
 
 InnerShare = Annotated[float, Field(gt=0, lt=1)]
 
@@ -35,33 +38,39 @@ _STAGES = ("decode", "pixels", "normalized")
 class Recipe(StrictModel):
     """One recipe: what the source does, from data to score. An absent key means off.
 
-    adapted_to: the profile that a run's own recipe.yaml has been adapted to: the same profile
+    task: what is learned; absent, one class for each image (classification). adapted_to: the
+    profile that a run's own recipe.yaml has been adapted to: the same profile
     leaves it as it is. per_model: the lines that the source gives to single models, by timm's exact
     name. assumed: what the source does not state, by dotted path, each with what was chosen and
     why. unconfirmed: what a reading of the sources left open, a sentence each, also about the
     scores. published: the source's own scores. augment_splits: every image is shown that many
     times in its micro-batch, cropped and flipped alike: the first time as it then is, the others
     each with an augmentation of its own. A micro-batch is still norm_images different images.
+    sampling: how often each class is shown; absent, as often as it has images.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
     version: Annotated[int, Field(ge=1, le=9999)]
     title: str
     source: str
+    task: TaskSection | None = None
     epochs: Annotated[int, Field(ge=1, le=10_000)]
     batch: Batch
     lr: LearningRate
     optimizer: Optimizer
     loss: Loss
     smoothing: InnerShare | None = None
+    distill: Distillation | None = None
     mix: Mixing | None = None
     augment: tuple[Augmentation, ...] = ()
     repeats: Annotated[int, Field(ge=2, le=100)] | None = None
+    sampling: Sampling | None = None
     augment_splits: Annotated[int, Field(ge=2, le=16)] | None = None
     image: Image
     drop_path: InnerShare | None = None
     average: WeightAverage | None = None
     precise_norm: PreciseNorm | None = None
+    early_stopping: EarlyStopping | None = None
     model: Model | None = None
     adapted_to: str | None = None
     assumed: dict[str, str] = {}
@@ -116,6 +125,11 @@ class Recipe(StrictModel):
             sizes = range(min(self.mix.images, images), 1, -1)
             fix["mix.images"] = next((n for n in sizes if images % n == 0), None)
         return fix
+
+    @property
+    def of_task(self) -> TaskSection:
+        """The recipe's task; classification where it names none."""
+        return self.task or default_task()
 
     @property
     def images_together(self) -> int:
@@ -179,6 +193,9 @@ class Recipe(StrictModel):
                 " jensen_shannon"
             )
             raise refuse(("augment_splits",), sentence)
+        if self.distill:
+            sentence = f"a teacher gives one answer an image, {self.loss.name} compares several"
+            raise refuse(("distill",), sentence, "leave distill or augment_splits out")
         if self.mix:
             sentence = (
                 f"{self.mix.name} blends the images that {self.loss.name} compares; leave mix or"
@@ -386,6 +403,8 @@ class Recipe(StrictModel):
 def digest_of(data: Mapping[str, Any]) -> str:
     """The digest of a recipe that is plain data, as `Recipe.digest`."""
     science = {key: value for key, value in data.items() if key not in _NOT_IN_DIGEST}
+    if "distill" in science:  # where the teacher's file lies; which it is, its sha256 says
+        science["distill"] = {k: v for k, v in science["distill"].items() if k != "weights"}
     canonical = json.dumps(science, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
@@ -407,13 +426,14 @@ def apply_overrides(
 
 
 def from_random_weights(recipe: Recipe) -> Recipe:
-    """A recipe that starts from weights which a run names, without them: to be read, built, tried.
-    Others are as they were.
+    """A recipe that starts from weights which a run names, or learns from a teacher that it names,
+    without them: to be read, built, tried. Others are as they were.
     """
     pretrained = recipe.model and recipe.model.pretrained
-    if not pretrained or pretrained.file is not None:
-        return recipe
-    return apply_overrides(recipe, {"model.pretrained": None})[0]
+    off = {"model.pretrained": None} if pretrained and pretrained.file is None else {}
+    if recipe.distill and recipe.distill.weights is None:
+        off |= {"distill": None}
+    return apply_overrides(recipe, off)[0] if off else recipe
 
 
 def open_recipe(path: Path) -> tuple[Recipe, Positions]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -96,9 +97,29 @@ class PreciseNorm(StrictModel):
     images: Annotated[int, Field(ge=2, le=1 << 20)]
 
 
+class EarlyStopping(StrictModel):
+    """The run ends after the first evaluation whose score and those of patience_epochs before it
+    were no better than an earlier one.
+
+    The images that score a run then also choose its end, and the schedule does not come to its end:
+    no recipe of the literature here does so, and a row of such a run has it among its deviations.
+    """
+
+    patience_epochs: Annotated[int, Field(ge=1, le=10_000)]
+
+    def is_over(self, curve: Mapping[int, float]) -> bool:
+        """curve: the main score by epoch, of all evaluations so far."""
+        return bool(curve) and max(curve) - max(curve, key=curve.__getitem__) >= (
+            self.patience_epochs
+        )
+
+
 class Image(StrictModel):
     """Sides in px. Testing resizes the shorter side to floor(test_px / test_crop_share) and crops
     the centre.
+
+    test_crop_mode: "squash" resizes both sides to that, whatever the image's aspect, "border" the
+    longer one, with a border of the mean colour around what is then missing (timm's crop modes).
 
     test_interpolation: "bilinear_no_antialias" does not smooth what it makes smaller (OpenCV,
     DALI); the others do (PIL).
@@ -115,6 +136,7 @@ class Image(StrictModel):
     test_px: Side
     test_crop_share: Annotated[float, Field(gt=0, le=1)]
     test_interpolation: Literal["bilinear", "bicubic", "bilinear_no_antialias"]
+    test_crop_mode: Literal["squash", "border"] | None = None
     test_flip: bool = False
     growth: Growth | None = None
     mean: Annotated[tuple[Level, ...], Field(min_length=1)] | None = None

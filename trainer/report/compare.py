@@ -10,6 +10,7 @@ from pathlib import Path
 from trainer.base.errors import UserError, did_you_mean
 from trainer.base.names import why_no_name
 from trainer.base.plural import counted
+from trainer.base.scores import score_label
 from trainer.base.stats import Difference, compare_cells
 from trainer.recipe import tree
 from trainer.report.notes import ROW_FACTS
@@ -95,7 +96,7 @@ def row_differences(a: Row, b: Row) -> tuple[RowDifference, ...]:
         *_differing("run", {name: ROW_FACTS[name] for name in _RUN}, a, b),
         *_differing("run", {"seed": lambda row: str(row.seed)}, a, b),
         *_differing_deviations(a, b),
-        *_differing("score", _SCORES, a, b),
+        *_differing("score", _SCORES | _of_tasks(a, b), a, b),
         *_differing("cost", _COSTS, a, b),
         *_differing("machine", {name: ROW_FACTS[name] for name in _MACHINE}, a, b),
         *_differing_versions(a, b),
@@ -117,7 +118,7 @@ _SCORES: _Properties = {
     "top-1 %": lambda row: row.top1_pct,
     "top-5 %": lambda row: row.top5_pct,
     "loss nats": lambda row: row.loss_nats,
-    "top-1 % of the other weights": lambda row: row.other_top1_pct,
+    "score % of the other weights": lambda row: row.other_top1_pct,
     "weights sha256": lambda row: (row.weights_sha256 or "none")[:12],
 }
 _COSTS: _Properties = {
@@ -130,6 +131,12 @@ _COSTS: _Properties = {
     "GMACs": lambda row: row.gmacs,
     "images replaced": lambda row: row.num_replaced_images,
 }
+
+
+def _of_tasks(*rows: Row) -> _Properties:
+    """The scores that tasks other than classification give a row."""
+    names = dict.fromkeys(name for row in rows for name in row.scores_pct)
+    return {f"{score_label(n)} %": lambda row, n=n: row.scores_pct.get(n) for n in names}
 
 
 def _differing(section: str, properties: _Properties, a: Row, b: Row) -> Iterator[RowDifference]:

@@ -24,7 +24,8 @@ _FARTHEST_PX = 9999.0  # of a point beyond the axis
 
 @dataclass(frozen=True)
 class Quantity:
-    """What one axis can show: val top-1, or one training loss, of the cells that have curves of it.
+    """What one axis can show: the main score of val, or one training loss, of the cells that have
+    curves of it.
 
     lines: of each cell its seeds' curves. without: names of the cells that have none.
     """
@@ -61,14 +62,14 @@ class Quantity:
 
 
 def quantities(table: Table, curves: Mapping[str, Curves]) -> tuple[Quantity, ...]:
-    """Val top-1 and the training losses of every group that has curves.
+    """The main score of val and the training losses of every group that has curves.
 
     Values of different losses are no measure of each other: each has an axis of its own.
     """
     found = []
     for group, cells in table.groups.items():
         names = _loss_names(dict.fromkeys(summary.cell.loss for summary in cells))
-        kinds = [("val_top1", "top-1 of val", "%", cells)] + [
+        kinds = [("val_top1", f"{table.score_label} of val", "%", cells)] + [
             (
                 "train_loss",
                 f"training loss{f' ({name})' if name else ''}",

@@ -19,6 +19,7 @@ from trainer.base.commands import command
 from trainer.base.disk import read_regular, write_atomically
 from trainer.base.errors import UserError
 from trainer.base.json_text import json_file, json_of
+from trainer.base.scores import main_score
 from trainer.report.rows import Stores, folders_of
 from trainer.report.tables import SeedResult, Table
 from trainer.runs.append_only_log import LARGEST_METRICS_BYTES
@@ -32,7 +33,9 @@ Points = tuple[tuple[float, float], ...]  # (epoch, value), by epoch
 
 @dataclass(frozen=True)
 class Curves:
-    """By epoch: the training loss in nats, the val top-1 in percent of the scored weights."""
+    """By epoch: the training loss in nats, and of the scored weights the main score of val in
+    percent, whatever it is; files have it under the name of top-1.
+    """
 
     train_loss: Points
     val_top1: Points
@@ -57,12 +60,20 @@ def read_curves(folder: Path, row: Row) -> Curves | None:
             if "loss_nats" in record:
                 losses.append((float(record["epoch"]), float(record["loss_nats"])))
             if record.get("weights") == row.scored:
-                scores.append((float(record["epoch"]), float(record["top1_pct"])))
+                scores.append((float(record["epoch"]), float(_main(record))))
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             raise RowError(
                 f"{path}:{number}: not a metrics record; without this file there are no curves"
             ) from None
     return Curves(_finite(losses), _finite(scores))
+
+
+def _main(record: Mapping) -> float:
+    """Raises KeyError where it has no score."""
+    found = main_score(record)
+    if found is None:
+        raise KeyError("no score")
+    return found[1]
 
 
 def _finite(points: Iterable[tuple[float, float]]) -> Points:

@@ -12,6 +12,7 @@ from trainer.base.stats import MOST_SEEDS, Difference
 from trainer.report.effects import FactorEffect
 from trainer.report.notes import effect_remarks, remarks, warnings
 from trainer.report.tables import STATE_TEXTS, CellSummary, Metric, Needed, Table
+from trainer.report.test_sizes import REMARK, size_table
 from trainer.report.view import (
     COLUMNS,
     DEFAULT_COLUMNS,
@@ -229,6 +230,7 @@ def as_markdown(view: View) -> str:
         "\n".join(f"**Warning:** {markdown_text(line)}\n" for line in warnings(table)).strip(),
         "\n".join(f"- {markdown_text(line)}" for line in remarks(table, shown_columns(view))),
         *_markdown_effects(table),
+        *_markdown_sizes(table),
         table.notes,
         f"## Rows\n\n{_markdown_rows(view)}",
         f"## Commands\n\nAll runs: `make ablate ablation={table.name}`. One run of each cell:",
@@ -266,6 +268,17 @@ def _markdown_effects(table: Table) -> list[str]:
         parts.append("\n".join(lines))
     parts += ["\n".join(f"- {line}" for line in effect_remarks(table))] if parts else []
     return parts
+
+
+def _markdown_sizes(table: Table) -> list[str]:
+    found = size_table(table)
+    if found is None:
+        return []
+    lines = [_markdown_line(found.headings), "|---" + "|---:" * len(found.sizes) + "|"]
+    for line in found.lines:
+        group = f" ({line.group})" if len(table.groups) > 1 else ""
+        lines.append(_markdown_line([markdown_text(f"{line.cell}{group}"), *line.texts]))
+    return ["## At other image sizes", "\n".join(lines), f"- {markdown_text(REMARK)}"]
 
 
 def _markdown_cell(view: View, summary: CellSummary, column: str) -> str:

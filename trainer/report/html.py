@@ -40,6 +40,8 @@ from trainer.report.formats import (
 from trainer.report.notes import ROW_FACTS, effect_remarks, remarks, warnings
 from trainer.report.rows import Stores, folders_of
 from trainer.report.tables import STATE_TEXTS, CellSummary, SeedResult, Table
+from trainer.report.test_sizes import REMARK as SIZES_REMARK
+from trainer.report.test_sizes import size_table
 from trainer.report.view import COST_COLUMNS, View, fields_of, make_view
 from trainer.runs.results import rows_folder
 
@@ -100,6 +102,8 @@ def as_html(
         "effect_headings": EFFECT_HEADINGS,
         "effect_texts": effect_texts,
         "effect_remarks": effect_remarks(table),
+        "sizes": size_table(table),
+        "sizes_remark": SIZES_REMARK,
         "score_columns": _columns(view, is_cost=False),
         "cost_columns": _columns(view, is_cost=True),
         "heading": functools.partial(heading_of, view),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -16,8 +16,10 @@ from typing import Literal
 from trainer.ablation.cells import Cell, command
 from trainer.ablation.questions import Question
 from trainer.base.commands import command as command_line
+from trainer.base.component import registered
 from trainer.base.errors import UserError, did_you_mean
 from trainer.base.plural import plural
+from trainer.base.scores import CLASSIFICATION, score_label
 from trainer.base.stats import (
     ALPHA,
     Difference,
@@ -30,6 +32,7 @@ from trainer.base.stats import (
     seeds_needed,
     std_of,
 )
+from trainer.components.task import TaskSection
 from trainer.report.effects import FactorEffect, effects_of
 from trainer.runs.results import Row
 
@@ -197,6 +200,11 @@ class Table:
     smallest: float
 
     @property
+    def score_label(self) -> str:
+        """What the main score of its rows is called."""
+        return next((row.main_label for one in self.cells for row in one.rows), "top-1")
+
+    @property
     def groups(self) -> dict[str, tuple[CellSummary, ...]]:
         """The cells that are compared with each other, by the name of their group."""
         names = dict.fromkeys(summary.cell.group for summary in self.cells)
@@ -207,27 +215,43 @@ class Table:
 
 
 def find_metric(name: str) -> Metric:
-    """The metric of a name. Raises UserError for an unknown one."""
-    if name not in METRICS:
+    """The metric of a name: one of METRICS, or a score of a task ("mIoU" for mIoU_pct). Raises
+    UserError for an unknown one.
+    """
+    if name in METRICS:
+        return METRICS[name]
+    known = METRICS | {
+        score.removesuffix("_pct"): Metric(score.removesuffix("_pct"), score_label(score), "%", 2)
+        for task in registered(TaskSection)  # which takes a second to import
+        for score in task.scores
+    }
+    if name not in known:
         raise UserError(
-            f"metric={name}: unknown metric{did_you_mean(name, METRICS)}; "
-            f"valid: {', '.join(METRICS)}"
+            f"metric={name}: unknown metric{did_you_mean(name, known)}; valid: {', '.join(known)}"
         )
-    return METRICS[name]
+    return known[name]
+
+
+def _of_task(metric: Metric, rows: Iterable[Row | None]) -> Metric:
+    """The metric by the name that rows of another task than classification have for it: top1 is
+    their main score.
+    """
+    label = next((row.main_label for row in rows if row and row.task != CLASSIFICATION), None)
+    if label is None or metric.name not in ("top1", "ema"):
+        return metric
+    return replace(metric, label=label if metric.name == "top1" else f"{label} of the average")
 
 
 def value_of(row: Row, metric: Metric) -> float | None:
     """A row's score; None where it has none: diverged, no weight average kept, not finite."""
     if row.status != "finished":
         return None
-    ema_top1_pct = row.top1_pct if row.scored == "average" else row.other_top1_pct
-    scores = {
-        "top1": row.top1_pct,
-        "top5": row.top5_pct,
+    scores = {name.removesuffix("_pct"): one for name, one in row.percentages.items()} | {
+        "top1": row.main_pct,
         "loss": row.loss_nats,
-        "ema": ema_top1_pct,
+        "ema": row.main_pct if row.scored == "average" else row.other_top1_pct,
     }
-    value = scores[metric.name]
+    value = scores.get(metric.name)
     return value if value is not None and math.isfinite(value) else None
 
 
@@ -245,6 +269,7 @@ def summarize(
     where it has not failed; called only where there is no row. runs: the folder of run folders,
     where there is one.
     """
+    metric = _of_task(metric, rows.values())
     cells = []
     for cell in question.cells:
         seeds = tuple(

@@ -123,7 +123,7 @@ def _copied(value, devices: set[torch.device]):
     if isinstance(value, torch.Tensor):
         value = value.detach()
         if value.device.type != "cuda":
-            return value.clone()
+            return value.clone() if value.device.type == "cpu" else value.cpu()
         devices.add(value.device)
         try:
             made = torch.empty_like(value, device="cpu", pin_memory=True)

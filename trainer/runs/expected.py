@@ -1,6 +1,6 @@
 """Is a run on the track of the earlier ones? Its score at every evaluation beside theirs.
 
-Rows keep their scores by epoch (`Row.num_top1_by_epoch`). An evaluation is outside where one more
+Rows keep their main score by epoch (`Row.by_epoch_pct`). An evaluation is outside where one more
 seed would be so low in one of a hundred, or more rarely in a long run; a run is off track after two
 such evaluations in a row, or one that is ten times as unlikely.
 """
@@ -17,6 +17,7 @@ from typing import Literal
 from trainer.base.errors import UserError
 from trainer.base.json_text import json_of
 from trainer.base.plural import counted
+from trainer.base.scores import main_score
 from trainer.base.signals import Stopped
 from trainer.base.stats import sigma_of, sigma_off, std_of
 from trainer.recipe.identity import is_repetition
@@ -30,7 +31,7 @@ FAR_OUTSIDE = 0.1  # of these so many
 FEWEST_SEEDS = 2
 
 State = Literal["on track", "above", "below", "off track"]
-Curve = Mapping[int, int]  # images right of the validation split, by epoch from 1 on
+Curve = Mapping[int, float]  # the main score in percent, by epoch from 1 on
 
 
 class OffTrack(Stopped):
@@ -47,7 +48,7 @@ class Verdict:
     """
 
     epoch: int
-    top1_pct: float
+    score_pct: float
     mean_pct: float
     std_pct: float
     num_seeds: int
@@ -64,7 +65,7 @@ class Verdict:
             "off track": f"off track: {off} below, see {self.see}",
         }[self.state]
         return (
-            f"epoch {self.epoch:>4}  {self.top1_pct:.2f}, rows before {self.mean_pct:.2f} ±"
+            f"epoch {self.epoch:>4}  {self.score_pct:.2f}, rows before {self.mean_pct:.2f} ±"
             f" {self.std_pct:.2f} ({self.num_seeds} seeds): {verdict}"
         )
 
@@ -93,7 +94,8 @@ class ExpectedCurve:
     def verdict(self, curve: Curve) -> Verdict:
         """What the last evaluation of a run says, given all so far."""
         epoch = max(curve)
-        sigma, before = self._sigma(curve, epoch), self._sigma(curve, epoch - 1)
+        last = max((one for one in curve if one < epoch), default=0)
+        sigma, before = self._sigma(curve, epoch), self._sigma(curve, last)
         assert sigma is not None
         state: State = "on track"
         if sigma > self.most_sigma:
@@ -101,10 +103,10 @@ class ExpectedCurve:
         elif sigma < -self.most_sigma:
             is_again = before is not None and before < -self.most_sigma
             state = "off track" if is_again or sigma < -self.far_sigma else "below"
-        scores, num_images = self._scores(epoch), self._rows[0].num_val_images
+        scores = self._scores(epoch)
         return Verdict(
             epoch,
-            100 * curve[epoch] / num_images,
+            curve[epoch],
             statistics.fmean(scores),
             std_of(scores) or 0.0,
             len(scores),
@@ -117,12 +119,10 @@ class ExpectedCurve:
         """Of one evaluation; None where there was none."""
         if epoch not in curve:
             return None
-        num_images = self._rows[0].num_val_images
-        return sigma_off(100 * curve[epoch] / num_images, self._scores(epoch), num_images)
+        return sigma_off(curve[epoch], self._scores(epoch), self._rows[0].num_val_images)
 
     def _scores(self, epoch: int) -> list[float]:
-        counts = (row.num_top1_by_epoch[epoch - 1] for row in self._rows)
-        return [100 * count / self._rows[0].num_val_images for count in counts]
+        return [row.by_epoch_pct[epoch - 1] for row in self._rows]
 
 
 def expected_curve(
@@ -198,7 +198,7 @@ def _is_like(row: Row, plan: Plan, data) -> bool:
     is_other_content = row.content_sha256 and data.content_sha256 not in (None, row.content_sha256)
     return (
         row.status == "finished"
-        and len(row.num_top1_by_epoch) == row.epochs == plan.recipe.epochs
+        and len(row.by_epoch_pct) == row.epochs == plan.recipe.epochs
         and row.data_fingerprint == data.fingerprint
         and not is_other_content
         and not is_repetition(row.run)
@@ -207,20 +207,20 @@ def _is_like(row: Row, plan: Plan, data) -> bool:
     )
 
 
-def curve_in(lines: Iterable[bytes], scored: str) -> dict[int, int]:
-    """Images right by epoch of the scored weights, from lines of metrics.jsonl; what is no such
+def curve_in(lines: Iterable[bytes], scored: str) -> dict[int, float]:
+    """The main score by epoch of the scored weights, from lines of metrics.jsonl; what is no such
     line is skipped.
     """
-    curve: dict[int, int] = {}
+    curve: dict[int, float] = {}
     for line in lines:
         with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
             record = json_of(line)
-            if record.get("weights") == scored:
-                curve[int(record["epoch"])] = int(record["num_top1"])
+            if record.get("weights") == scored and (score := main_score(record)):
+                curve[int(record["epoch"])] = score[1]
     return curve
 
 
-def whole_curve(curve: Curve, num_epochs: int) -> tuple[int, ...]:
+def whole_curve(curve: Curve, num_epochs: int) -> tuple[float, ...]:
     """A curve for a row; nothing where an epoch is missing."""
-    counts = [curve.get(epoch) for epoch in range(1, num_epochs + 1)]
-    return tuple(count for count in counts if count is not None) if None not in counts else ()
+    scores = [curve.get(epoch) for epoch in range(1, num_epochs + 1)]
+    return tuple(score for score in scores if score is not None) if None not in scores else ()

@@ -56,7 +56,7 @@ def timm_facts(plan: Plan, classes: tuple[str, ...]) -> dict:
         "pretrained_cfg": {
             "input_size": [profile.channels, image.test_px, image.test_px],
             "crop_pct": image.test_crop_share,
-            "crop_mode": "center",
+            "crop_mode": image.test_crop_mode or "center",
             "interpolation": image.test_interpolation.partition("_")[0],  # timm always smooths
             "mean": list(profile.mean),
             "std": list(profile.std),
@@ -68,6 +68,8 @@ def timm_facts(plan: Plan, classes: tuple[str, ...]) -> dict:
 def is_timms(plan: Plan) -> bool:
     """Does timm alone build this model, so that its local-dir: opens the run folder?"""
     section = plan.recipe.model
+    if not plan.recipe.of_task.is_timms:
+        return False
     if section is None:
         return True
     return section.is_plain and (

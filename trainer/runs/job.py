@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,11 +37,12 @@ from trainer.base.signals import StopRequest
 from trainer.data.check import check_headers
 from trainer.data.dataset import OpenedData
 from trainer.data.index import DataError
-from trainer.data.profile import find_profile, majority_pct
+from trainer.data.profile import find_profile
 from trainer.distributed.communicator import Ranks, alone
 from trainer.engine.micro_batches import norm_images_used
 from trainer.models.build import gmacs, num_parameters
-from trainer.models.weights import GivenWeights, weights_path
+from trainer.models.trained import GivenWeights
+from trainer.models.weights import weights_path
 from trainer.recipe import tree
 from trainer.recipe.adapt import adaptation
 from trainer.recipe.load import Positions
@@ -61,6 +63,7 @@ from trainer.runs.pace import pace_of
 from trainer.runs.results import (
     Row,
     RowDeviation,
+    SizeScore,
     read_row,
     read_row_file,
     row_path,
@@ -69,6 +72,7 @@ from trainer.runs.results import (
 )
 from trainer.runs.run import train_in_folder
 from trainer.runs.run_folder import own_folder
+from trainer.tasks.teacher import hashed_teacher
 
 
 @dataclass(frozen=True)
@@ -177,13 +181,14 @@ def plan_of(job: Job, check: Callable[[Plan], None] = lambda plan: None) -> Plan
 def _plan_of(job: Job) -> Plan:
     profile = find_profile(job.data, job.data_dir)
     page, _, recipe, deviations = resolve(job, profile)
+    recipe, hashed = apply_overrides(recipe, hashed_teacher(recipe), "set")
     return make_plan(
         recipe,
         model=job.model,
         profile=profile,
         seed=job.seed,
         page_digest=(published_recipe(page) or page).for_model(job.model).digest,
-        deviations=deviations,
+        deviations=deviations + hashed,
         world_size=job.world_size,
         bad_images=job.bad_images,
     )
@@ -239,8 +244,21 @@ def run_job(
         markup=False,
         highlight=False,
     )
+    if row is not None and (missing := _sizes_missing(row, plan, settings)):
+        asks = command("eval", run=name, test_px=" ".join(map(str, missing)))
+        console.print(
+            f"it has no scores at {', '.join(map(str, missing))} px: `{asks}` gives them",
+            markup=False,
+            highlight=False,
+        )
     status = ranks.broadcast(row.status if row else "")
     return (EXIT_DONE if status == "finished" else EXIT_DIVERGED), row
+
+
+def _sizes_missing(row: Row, plan: Plan, settings: Settings) -> list[int]:
+    """The image sizes asked for at which a row that was found has no score."""
+    known = {plan.recipe.image.test_px, *(scores.test_px for scores in row.test_sizes)}
+    return [px for px in settings.test_px if px not in known] if row.status == "finished" else []
 
 
 def _check_found(name: str, row: Row, plan: Plan, data) -> None:
@@ -306,6 +324,26 @@ def _check_same_images(folder: Path, content_sha256: str | None) -> None:
         )
 
 
+def _lines_of(settings: Settings | type[Settings]) -> dict[str, int]:
+    """What says at which steps the curves of a run have lines, as plan.json has it."""
+    return {"log_every": settings.log_steps, "eval_every": settings.eval_every_epochs}
+
+
+def _check_same_lines(folder: Path, settings: Settings) -> None:
+    """Refuse to resume with other lines in the curves than the run was begun with."""
+    if not any((folder / "checkpoints").glob("step_*.pt")):
+        return
+    try:
+        facts = json_file(folder / "plan.json")
+        before = {key: facts.get(key, value) for key, value in _lines_of(Settings).items()}
+    except (OSError, ValueError, AttributeError):  # none, or damaged: then nothing is known
+        return
+    if other := [name for name, value in _lines_of(settings).items() if before[name] != value]:
+        words = " ".join(f"{name}={before[name]}" for name in other)
+        remedy = f"use {words}, or remove that folder to start anew"
+        raise PlanError(f"{folder}: was begun with {words}", remedy)
+
+
 def _stored_row(settings: Settings, name: str, ranks: Ranks) -> Row | None:
     return read_row(settings.results, name) if ranks.is_first else None
 
@@ -327,8 +365,9 @@ def _run_to_row(
     expected = _expected(job, plan, settings, data, console) if ranks.is_first else None
     if ranks.is_first:
         _check_same_images(folder, data.content_sha256)
+        _check_same_lines(folder, settings)
         with must_write(folder):
-            write_plan(folder, job, plan, data.content_sha256)
+            write_plan(folder, job, plan, data.content_sha256, settings)
     parent = parent_of(plan)  # now: by the end its folder may be gone
     guard = Guard(lock, faults(plan, folder, ranks) if faults else None)
     with Tracking(
@@ -453,18 +492,29 @@ def _expected(
 
 def parent_of(plan: Plan) -> dict[str, str | None]:
     """The run whose weights a plan starts from, as its row names it, with the digest of its last
-    ones if they are those; empty where they are no run's.
+    ones if they are those, and the run that its teacher is of; empty where they are no run's.
     """
-    pretrained = plan.recipe.model and plan.recipe.model.pretrained
-    if not pretrained or pretrained.file is None:
-        return {}
-    path = weights_path(pretrained.file)
+    pretrained, distill = plan.recipe.model and plan.recipe.model.pretrained, plan.recipe.distill
+    found: dict[str, str | None] = {}
+    if pretrained and (run := _run_of(pretrained.file)):
+        row, is_last = run
+        found |= {"parent": row.run, "parent_sha256": row.weights_sha256 if is_last else None}
+    if distill and (run := _run_of(distill.weights)):
+        found["teacher_run"] = run[0].run
+    return found
+
+
+def _run_of(weights: str | None) -> tuple[Row, bool] | None:
+    """The row of the run that weights are of, and whether they are its last ones, not those of its
+    best epoch; None where they are no run's, or it is not there any more.
+    """
+    if weights is None:
+        return None
+    path = weights_path(weights)
     try:
-        row = read_row_file(path.parent / "row.json")
-    except UserError:  # no run's folder, or none any more
-        return {}
-    is_last = path.name == "model.safetensors"  # not those of its best epoch
-    return {"parent": row.run, "parent_sha256": row.weights_sha256 if is_last else None}
+        return read_row_file(path.parent / "row.json"), path.name == "model.safetensors"
+    except UserError:
+        return None
 
 
 def _write_end(
@@ -491,6 +541,7 @@ def _write_end(
         "cell": job.cell,
         "best_epoch": best_epoch(outcome.run.folder, outcome.run.curve) if settings.keep else None,
         "curves_incomplete": outcome.run.curves_incomplete,
+        "test_sizes": size_scores(outcome.state),
         **parent,
         **pace_of(outcome.run.folder / "speed.jsonl", plan),
     }
@@ -502,7 +553,7 @@ def _write_end(
 def _write_stopped(folder: Path, job: Job, plan: Plan, outcome) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "plan.json").exists():
-        write_plan(folder, job, plan)
+        write_plan(folder, job, plan, settings=outcome.run.settings)
     write_curves(outcome, folder)
 
 
@@ -529,8 +580,16 @@ def run_name(job: Job, plan: Plan, settings: Settings, fingerprint: str) -> str:
     return f"{name}-{number}"
 
 
-def write_plan(folder: Path, job: Job, plan: Plan, content_sha256: str | None = None) -> None:
-    """Put the resolved recipe and the plan into the run folder. content_sha256: of the images."""
+def write_plan(
+    folder: Path,
+    job: Job,
+    plan: Plan,
+    content_sha256: str | None = None,
+    settings: Settings | None = None,
+) -> None:
+    """Put the resolved recipe and the plan into the run folder. content_sha256: of the images.
+    settings: of which lines its curves have; None as they are by default.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     epochs = range(plan.recipe.epochs)
     facts = {
@@ -548,6 +607,7 @@ def write_plan(folder: Path, job: Job, plan: Plan, content_sha256: str | None = 
         "num_steps": plan.num_steps,
         "num_micro_batches": plan.num_micro_batches,
         "world_size": plan.world_size,
+        **_lines_of(settings or Settings),
         "lr_at_epoch_starts": [plan.lr_at(epoch * plan.steps_per_epoch) for epoch in epochs],
         "deviations": [row.model_dump() for row in deviation_rows(plan)],
     }
@@ -592,10 +652,24 @@ def deviation_of_head(state) -> tuple[RowDeviation, ...]:
     """Of a row: pretrained weights had no classifier of this shape, so it started anew."""
     section = state.plan.recipe.model
     pretrained = section and section.pretrained
-    if not pretrained or pretrained.head == "new" or state.is_head_loaded:
+    is_timms = state.plan.recipe.of_task.is_timms  # else there is no classifier to be loaded
+    if not pretrained or pretrained.head == "new" or state.is_head_loaded or not is_timms:
         return ()
     path = "model.pretrained.head"
     return (RowDeviation(path=path, before="kept", after="new", origin="weights"),)
+
+
+def size_scores(state) -> tuple[SizeScore, ...]:
+    """Of a row: the scores at the image sizes of test_px=, the smallest first."""
+    return tuple(
+        SizeScore(
+            test_px=px,
+            top1_pct=scores.top1_pct,
+            top5_pct=scores.top5_pct,
+            loss_nats=scores.loss_nats if math.isfinite(scores.loss_nats) else None,
+        )
+        for px, scores in sorted(state.size_scores.items())
+    )
 
 
 def make_row(
@@ -604,12 +678,14 @@ def make_row(
     """The row of an outcome."""
     state, recipe = outcome.state, plan.recipe
     progress = state.progress
-    scores = progress.scores.get(state.scored, {}) if outcome.status == "finished" else {}
-    other = (
-        progress.scores.get("model")
-        if state.scored == "average"
-        else progress.scores.get("average")
-    )
+    records = progress.scores if outcome.status == "finished" else {}
+    found = {which: state.task.restored(record) for which, record in records.items()}
+    scores = found.pop(state.scored, None)
+    other = next(iter(found.values()), None)
+    percentages = scores.percentages() if scores else {}
+    majority_pct = state.task.majority_pct(data.train, data.val)
+    by_epoch = whole_curve(outcome.run.curve, progress.step // plan.steps_per_epoch)
+    is_counted = recipe.of_task.is_counted
     program = provenance.running_program()
     return Row(
         run=name,
@@ -630,16 +706,24 @@ def make_row(
             *deviation_of_head(state),
         ),
         resolved_recipe=tree.plain(recipe),
+        teacher=recipe.distill and recipe.distill.teacher,
+        teacher_sha256=recipe.distill and recipe.distill.sha256,
         bad_images=plan.bad_images,
         plugins=dict(plan.plugins),
         status=outcome.status,
         scored=state.scored,
-        top1_pct=_percent(scores, "num_top1"),
-        top5_pct=_percent(scores, "num_top5"),
-        loss_nats=scores.get("loss_nats"),
-        other_top1_pct=_percent(other, "num_top1"),
-        num_top1_by_epoch=whole_curve(outcome.run.curve, progress.step // plan.steps_per_epoch),
-        majority_pct=round(majority_pct(data.train.labels, data.val.labels), 4),
+        task=recipe.of_task.name,
+        top1_pct=percentages.get("top1_pct"),
+        top5_pct=percentages.get("top5_pct"),
+        scores_pct={name: one for name, one in percentages.items() if name not in Row.model_fields},
+        class_pct=dict(zip(data.classes, scores.of_classes() if scores else (), strict=False)),
+        loss_nats=scores.loss_nats if scores else None,
+        other_top1_pct=other.main_pct if other else None,
+        num_top1_by_epoch=tuple(round(one * plan.profile.num_val / 100) for one in by_epoch)
+        if is_counted
+        else (),
+        score_by_epoch_pct=() if is_counted else by_epoch,
+        majority_pct=None if majority_pct is None else round(majority_pct, 4),
         num_val_images=plan.profile.num_val,
         num_replaced_images=progress.num_replaced,
         epochs=recipe.epochs,
@@ -655,6 +739,7 @@ def make_row(
         reserved_mem_mib=reserved_mem_mib(settings),
         precision=settings.precision,
         loader=data.loader_name(settings),
+        eval_batch=settings.eval_images,
         num_workers=settings.num_workers,
         num_threads=settings.num_threads,
         world_size=plan.world_size,
@@ -674,7 +759,3 @@ def make_row(
         dirty=program.dirty,
         finished_utc=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-
-
-def _percent(scores: dict | None, count: str) -> float | None:
-    return 100 * scores[count] / scores["num_images"] if scores else None

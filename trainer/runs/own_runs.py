@@ -13,6 +13,7 @@ from trainer.base.disk import read_regular
 from trainer.base.errors import UserError
 from trainer.base.json_text import json_file, last_lines
 from trainer.base.provenance import tracked_names
+from trainer.base.scores import main_score, score_label
 from trainer.runs.lock import STALE_S, heartbeat_age_s, owner_of
 from trainer.runs.results import read_row_file, rows_folder
 
@@ -36,7 +37,8 @@ class OwnRun:
     no sign of life for a minute; stopped, which has saved, or killed, which had no time to (the
     same command resumes both); finished, diverged; or damaged: files that cannot be read.
     epochs_done: of `epochs`, with fractions.
-    top1_pct: the row's, else the last evaluation's of the weights that are scored. deviations: from
+    score_pct: the row's main score, else the last evaluation's of the weights that are scored;
+    score: its name; top1_pct: the same, where it is top-1. deviations: from
     the recipe, but for those of the data profile, `epochs=2` each. folder: None where only the row
     is here. One of lr-find has neither epochs nor a score.
     steps_left: optimizer steps still to come.
@@ -50,11 +52,20 @@ class OwnRun:
     seed: int | None = None
     epochs_done: float | None = None
     epochs: float | None = None
+    score_pct: float | None = None
+    score: str | None = None
     top1_pct: float | None = None
     deviations: tuple[str, ...] = ()
     folder: str | None = None
     changed_utc: str | None = None
     steps_left: int | None = None
+
+
+def score_text(one: OwnRun) -> str:
+    """A run's score in a column for top-1: another score with its name."""
+    if one.score_pct is None:
+        return ""
+    return f"{'' if one.top1_pct is not None else f'{one.score} '}{one.score_pct:.2f}"
 
 
 def own_runs(runs: Path, results: Path) -> list[OwnRun]:
@@ -119,6 +130,8 @@ def _of_row(path: Path, folder: Path | None) -> OwnRun:
         seed=row.seed,
         epochs_done=row.epochs if row.status == "finished" else _epochs_at(row.steps, folder),
         epochs=row.epochs,
+        score_pct=row.main_pct,
+        score=row.main_label,
         top1_pct=row.top1_pct,
         deviations=_deviations([one.model_dump() for one in row.deviations]),
         folder=_text(folder),
@@ -138,7 +151,8 @@ def _unfinished(folder: Path, state: str) -> OwnRun:
     lines = last_lines(folder / "metrics.jsonl")
     step = last_number(lines, "step") or 0
     recipe, scored = _recipe(folder / "recipe.yaml")
-    scores = [line for line in lines if line.get("weights", scored) == scored]
+    scores = [line for line in lines if line.get("weights") == scored and main_score(line)]
+    name, score = (main_score(scores[-1]) if scores else None) or (None, None)
     return OwnRun(
         folder.name,
         state,
@@ -148,7 +162,9 @@ def _unfinished(folder: Path, state: str) -> OwnRun:
         seed=seed,
         epochs_done=round(step / steps[1], 2),
         epochs=epochs,
-        top1_pct=last_number(scores, "top1_pct"),
+        score_pct=score,
+        score=score_label(name) if name else None,
+        top1_pct=score if name == "top1_pct" else None,
         deviations=_deviations(plan.get("deviations")),
         folder=_text(folder),
         changed_utc=_changed(folder),

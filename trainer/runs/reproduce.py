@@ -37,6 +37,7 @@ from trainer.runs import summary as show
 from trainer.runs.job import Job, differ, resolve, run_job, with_content
 from trainer.runs.results import FOUND_ORIGINS, Row
 from trainer.runs.run_folder import recipe_of
+from trainer.tasks.teacher import open_teacher
 
 
 class ReproduceError(UserError):
@@ -202,28 +203,29 @@ def _refusal(row: Row, reasons: Sequence[str]) -> ReproduceError:
 
 
 def same_cell(plan: Plan, rows: Iterable[Row]) -> dict[int, float]:
-    """Top-1 of all first runs of the plan's cell, by seed: the same in all but the seed."""
+    """The main score of all first runs of the plan's cell, by seed, the same in all but that."""
     return {
-        row.seed: row.top1_pct
+        row.seed: row.main_pct
         for row in rows
-        if row.top1_pct is not None
+        if row.main_pct is not None
         and not is_repetition(row.run)
         and replace(plan, seed=row.seed).identity.is_of(row)
     }
 
 
 def verdict(row: Row, again: Row, seeds: dict[int, float]) -> Verdict:
-    """What a rerun says. seeds: top-1 of the row's cell by seed, its own included, as same_cell
-    gives them.
+    """What a rerun says. seeds: the main scores of the row's cell by seed, its own included, as
+    same_cell gives them.
     """
     if row.status == again.status == "diverged":
         return Verdict(
             "diverged again", (f"diverged after {row.steps} steps then, after {again.steps} now",)
         )
-    if row.status != again.status or row.top1_pct is None or again.top1_pct is None:
+    if row.status != again.status or row.main_pct is None or again.main_pct is None:
         return Verdict("different", (f"{row.status} then, {again.status} now",))
-    change = again.top1_pct - row.top1_pct
-    lines = [f"top-1 {row.top1_pct:.4f} % then, {again.top1_pct:.4f} % now: {change:+.4f} points"]
+    change = again.main_pct - row.main_pct
+    both = f"{row.main_pct:.4f} % then, {again.main_pct:.4f} % now"
+    lines = [f"{row.main_label} {both}: {change:+.4f} points"]
     if row.weights_sha256 == again.weights_sha256 and change == 0:
         return Verdict("bit-identical", (*lines, f"weights {row.weights_sha256}, both"))
     lines += [
@@ -240,7 +242,7 @@ def verdict(row: Row, again: Row, seeds: dict[int, float]) -> Verdict:
             " unknown; run other seeds"
         )
         return Verdict("different", tuple(lines))
-    is_within = reach[0] <= again.top1_pct <= reach[1]
+    is_within = reach[0] <= again.main_pct <= reach[1]
     std = comparisons.std_of(list(seeds.values()))
     lines.append(
         f"{len(seeds)} seeds of this cell: standard deviation {std:.2f} points; one more would lie"
@@ -293,6 +295,7 @@ def run_again(
         compile_mode=row.compile_mode,
         cuda_graphs=row.cuda_graphs and settings.device != "cpu",
         half_group_norm=row.half_group_norm,
+        test_px=tuple(scores.test_px for scores in row.test_sizes),
     )
     reasons = again.reasons + data_reasons(row, data)
     if reasons and not anyway:
@@ -302,6 +305,7 @@ def run_again(
     torch.set_num_threads(row.num_threads)
     keep_freed_memory()
     settings = replace(settings, num_threads=row.num_threads)
-    show.plan_in_brief(console, again.plan, settings, show.module_replacements(again.plan))
+    plan = again.plan
+    show.plan_in_brief(console, plan, settings, show.module_replacements(plan), open_teacher(plan))
     show.changed_images(console, data)
     return run_job(again.job, again.plan, settings, data, console, stop)

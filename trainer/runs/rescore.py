@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,7 +17,7 @@ from trainer.recipe.plan import PlanError
 from trainer.runs.export import weights_digest
 from trainer.runs.results import Row, read_row_file
 from trainer.runs.run_folder import open_model, plan_of_run, recipe_of
-from trainer.tasks import ClassificationScores
+from trainer.tasks import Scores
 
 
 def most_moved(row: Row, settings: Settings) -> int:
@@ -34,9 +36,15 @@ def most_moved(row: Row, settings: Settings) -> int:
     return 0 if is_repeated else max(1, row.num_val_images // 1000)
 
 
-def rescore(
-    folder: Path, settings: Settings, data_dir: Path | None
-) -> tuple[Row, ClassificationScores, str]:
+def images_off(row: Row, scores: Scores) -> int:
+    """By how many images of the row's a score differs from its own, at least; of one that is no
+    share of images, as many as would make that share.
+    """
+    points = abs(scores.main_pct - row.main_pct) if row.main_pct is not None else 100.0
+    return math.ceil(points * row.num_val_images / 100 - 1e-6)
+
+
+def rescore(folder: Path, settings: Settings, data_dir: Path | None) -> tuple[Row, Scores, str]:
     """The row of a run folder, and of its exported weights the scores on the validation images of
     now and the digest.
 
@@ -48,12 +56,13 @@ def rescore(
             f"{folder}: the run has not finished; rerun the command that started it to resume"
         )
     row = read_row_file(folder / "row.json")
-    plan = plan_of_run(folder)
+    plan, settings = plan_of_run(folder), replace(settings, eval_images=row.eval_batch)
     memory_format = torch.channels_last if settings.channels_last else torch.contiguous_format
     model = open_model(folder)
     digest = weights_digest(model)
     model = model.to(settings.device, memory_format=memory_format)
     data = data_of_run(folder, row, data_dir)
+    plan = plan.with_counts(data.train.labels)
     with algorithms_kept():
         set_algorithms(settings)
         return row, evaluate(plan, settings, model, data.val_batches(plan, settings)), digest

@@ -16,6 +16,7 @@ from trainer.base.component import NonNegative, StrictModel
 from trainer.base.disk import read_regular, write_atomically
 from trainer.base.errors import UserError
 from trainer.base.names import inside, one_name, plain_text
+from trainer.base.scores import CLASSIFICATION, score_label
 
 LARGEST_ROW_KIB = 1024
 
@@ -77,6 +78,17 @@ class RowDeviation(StrictModel):
     origin: Text
 
 
+class SizeScore(StrictModel):
+    """What a finished run's scored weights score on its validation images at another size than the
+    recipe's test_px, by the recipe's own crop share and interpolation.
+    """
+
+    test_px: Count
+    top1_pct: Percent
+    top5_pct: Percent
+    loss_nats: float | None
+
+
 class Row(StrictModel):
     """The whole truth of a run.
 
@@ -90,7 +102,10 @@ class Row(StrictModel):
     recipe's loss against unsmoothed targets. train_s: without evaluations and, since there is
     compile_s, without compiling. peak_mem_mib: in use; reserved_mem_mib: held by torch's allocator
     of a GPU, and None on a CPU. scored: the weights that the scores belong to, the model's own or
-    their average; other_top1_pct: of the ones not scored, where the run kept an average.
+    their average; other_top1_pct: of the ones not scored, where the run kept an average. task: what
+    was learned. top1_pct, top5_pct: None for another task than classification, whose scores are in
+    scores_pct, by their names in metrics.jsonl, the main one first, its other weights' in
+    other_top1_pct too; class_pct: of each class by its name, None where no image has it.
     majority_pct: top-1 of always answering the class that training has most of; None in older rows.
     bitwise: may a rerun on this machine be compared bit for bit? changes: what a resumed run found
     otherwise than the process before it (device, precision, threads, versions, code), each with its
@@ -100,13 +115,16 @@ class Row(StrictModel):
     run's own included: above 1 processes wait for a core. All three are None in older rows.
     curves_incomplete: lines of metrics.jsonl were lost on the disk while the run was stopped.
     injected: faults on purpose (inject=) that touched its result or its speed; with the first it
-    stays out of the store. num_top1_by_epoch: images right at the end of every epoch, of the
-    scored weights; empty in older rows, and where one is not known. best_epoch: whose weights are
-    kept beside the last ones (keep=best); chosen on val, so that epoch's score is no result.
-    stop_if: what would have ended the run early (off_track), so that its score is of a run that was
-    not. weights_sha256: of the scored weights, see `weights_digest`. parent: the run whose weights
-    it started from (weights=<run>), parent_sha256: the digest of its last weights, if it
-    were those.
+    stays out of the store. num_top1_by_epoch: images right at the end of every epoch, of the scored
+    weights; empty in older rows, and where one is not known; score_by_epoch_pct: the main score,
+    where it is no share of the images. best_epoch: whose weights are kept beside the last ones
+    (keep=best); chosen on val, so that epoch's score is no result. test_sizes: scores at further
+    image sizes (test_px=), beside the result and no part of it. eval_batch: images at once in an
+    evaluation. stop_if: what would have ended the run early (off_track), so that its score is of a
+    run that was not. weights_sha256: of the scored weights, see `weights_digest`. parent: the run
+    whose weights it started from (weights=<run>), parent_sha256: the digest of its last weights, if
+    it were those. teacher: the model whose answers it learned (distill), teacher_sha256: of the
+    file of its weights, teacher_run: the run that they are of, if they are one's.
     """
 
     run: Name
@@ -128,13 +146,19 @@ class Row(StrictModel):
     cell: Text | None = None
     status: Literal["finished", "diverged"]
     scored: Literal["model", "average"]
+    task: Text = CLASSIFICATION
     top1_pct: Percent | None
     top5_pct: Percent | None
+    scores_pct: dict[Text, Percent] = {}
+    class_pct: dict[Text, Percent | None] = {}
     loss_nats: float | None
     other_top1_pct: Percent | None
     majority_pct: Percent | None = None
     num_top1_by_epoch: tuple[Count, ...] = ()
+    score_by_epoch_pct: tuple[Percent, ...] = ()
     best_epoch: Count | None = None
+    test_sizes: tuple[SizeScore, ...] = ()
+    eval_batch: Annotated[Count, Field(ge=1)] = 128
     num_val_images: Annotated[Count, Field(ge=1)]
     num_replaced_images: Count
     epochs: Count
@@ -169,11 +193,37 @@ class Row(StrictModel):
     weights_sha256: Text | None
     parent: Name | None = None
     parent_sha256: Text | None = None
+    teacher: Text | None = None
+    teacher_sha256: Sha256 | None = None
+    teacher_run: Name | None = None
     device: Text
     versions: dict[Text, Text]
     commit: Text | None
     dirty: bool | None
     finished_utc: Time
+
+    @property
+    def percentages(self) -> dict[str, float | None]:
+        """The scores by their names in metrics.jsonl, the main one first."""
+        if self.task == CLASSIFICATION:
+            return {"top1_pct": self.top1_pct, "top5_pct": self.top5_pct}
+        return dict(self.scores_pct)
+
+    @property
+    def main_pct(self) -> float | None:
+        """The score that rows are compared by; None where there is none."""
+        return next(iter(self.percentages.values()), None)
+
+    @property
+    def main_label(self) -> str:
+        """Its name for a reader."""
+        return score_label(next(iter(self.percentages), "score"))
+
+    @property
+    def by_epoch_pct(self) -> tuple[float, ...]:
+        """The main score at the end of every epoch; empty where one is not known."""
+        counts = self.num_top1_by_epoch
+        return self.score_by_epoch_pct or tuple(100 * n / self.num_val_images for n in counts)
 
     def as_json(self) -> bytes:
         """The row as its file holds it."""

@@ -80,6 +80,7 @@ def train_in_folder(
     """
     gpus = [torch.device(settings.device)] if settings.device.startswith("cuda") else []
     say = partial(console.print, markup=False, highlight=False)
+    plan = plan.with_counts(data.train.labels)
     with (
         data.started_for(plan, settings, ranks, say) as data,
         torch.random.fork_rng(gpus),
@@ -97,8 +98,8 @@ class TrainingRun(NullRun):
     logger: rank 0's Log once the run is open, silent on the others. unsaved: why the last state is
     in no checkpoint, or "". metrics_written: length and SHA-256 of metrics.jsonl at the last
     checkpoint; curves_incomplete: have lines of it been lost? machine: what may move the last
-    digits. program: the code that runs. curve: on rank 0, images right by epoch of the scored
-    weights. is_off_track: is this what stop_if= asks about, at the last evaluation?
+    digits. program: the code that runs. curve: on rank 0, the main score by epoch of the scored
+    weights, in percent. is_off_track: is this what stop_if= asks about, at the last evaluation?
     """
 
     def __init__(
@@ -116,7 +117,7 @@ class TrainingRun(NullRun):
         self.ranks = state.ranks
         self.guard, self._trackers = guard, trackers
         self.expected = expected
-        self.curve: dict[int, int] = {}
+        self.curve: dict[int, float] = {}
         self.is_off_track = False
         self.saver = Saver(folder / "checkpoints", self.settings.checkpoint_s, guard.before_write)
         self.machine = machine_of(state.settings) | {"ranks": str(state.ranks.world_size)}
@@ -207,9 +208,8 @@ class TrainingRun(NullRun):
         first = next(loader)
         path = self.folder / "first_batch.png"
         try:
-            draw_first_batch(
-                path, *self.state.task.prepare(first), self.state.plan.profile, classes
-            )
+            task = self.state.task
+            draw_first_batch(path, *task.prepare(first), task, classes)
             self.logger.picture("first_batch", path, 0)
         except OSError as error:
             self.say(f"{path}: picture not written ({why(error)})")
@@ -226,6 +226,22 @@ class TrainingRun(NullRun):
         if self.is_off_track and self.progress.step < self.state.plan.num_steps:
             raise OffTrack("stop_if=off_track")
 
+    def ends_early(self) -> bool:
+        """Asked on every rank; the first one knows the scores."""
+        plan = self.state.plan
+        section = plan.recipe.early_stopping
+        if section is None or self.progress.step % plan.steps_per_epoch:
+            return False
+        if not self.ranks.any(self.ranks.is_first and section.is_over(self.curve)):
+            return False
+        if self.ranks.is_first:
+            best, score = max(self.curve.items(), key=lambda item: item[1])
+            self.say(
+                f"early_stopping: {score:.2f} % of epoch {best} was not reached again; ends after"
+                f" epoch {max(self.curve)} of {plan.recipe.epochs}"
+            )
+        return True
+
     def _keep_best(self) -> None:
         try:
             self.guard.check()
@@ -235,7 +251,8 @@ class TrainingRun(NullRun):
 
     def _is_off_track(self) -> bool:
         epoch = self.progress.step // self.state.plan.steps_per_epoch
-        self.curve[epoch] = self.progress.scores[self.state.scored]["num_top1"]
+        record = self.progress.scores[self.state.scored]
+        self.curve[epoch] = self.state.task.restored(record).main_pct
         if self.expected is None:
             return False
         verdict = self.expected.verdict(self.curve)

@@ -127,7 +127,7 @@ def open_model(folder: Path | str) -> nn.Module:
             f"{folder}: the run has not finished; rerun the command that started it to resume"
         )
     with torch.random.fork_rng(devices=[]):  # the first weights are drawn, and at once written over
-        model, _ = assembled(plan)
+        model = plan.recipe.of_task.model_of(plan, assembled(plan)[0])
     try:
         model.load_state_dict(read_weights(folder))
     except (

@@ -7,7 +7,6 @@ end in a traceback later, or in a row that says what was never measured.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Annotated, Any
 
 import torch
@@ -50,6 +49,7 @@ class SavedProgress(BaseModel):
     train_s: Annotated[float, Field(ge=0, le=1e10)] = 0.0
     compile_s: Annotated[float, Field(ge=0, le=1e10)] = 0.0
     scores: dict[str, dict[str, float]] = {}
+    history: Annotated[list[float], Field(max_length=10_000)] = []
     changes: _Lines = []
     num_pieces: Annotated[int, Field(ge=1, le=2**20)] = 1
     injected: _Lines = []
@@ -88,8 +88,10 @@ def _check_progress(progress: SavedProgress, step: int, state: TrainingState) ->
     plan = state.plan
     if progress.step != step or step > plan.num_steps:
         raise ValueError(f"progress.step is {progress.step} in the file of step {step}")
-    last_end = step - step % plan.steps_per_epoch  # stopped there, it may be evaluated or not yet
-    if progress.evaluated_step not in {last_end, max(0, step - plan.steps_per_epoch)}:
+    # stopped at one, it may be evaluated or not yet
+    every = state.settings.eval_every_epochs
+    due = {plan.last_evaluation(number, every) for number in (step, max(0, step - 1))}
+    if progress.evaluated_step not in due:
         raise ValueError(f"progress.evaluated_step is {progress.evaluated_step} after step {step}")
     if progress.loss_steps > step:
         raise ValueError(f"progress.loss_steps is {progress.loss_steps} after step {step}")
@@ -97,14 +99,13 @@ def _check_progress(progress: SavedProgress, step: int, state: TrainingState) ->
     if set(progress.scores) != names:
         raise ValueError(f"progress.scores are of {', '.join(progress.scores) or 'nothing'}"[:200])
     task, num_images = task_of(plan, state.settings), plan.profile.num_val
-    kind: Any = task.scores((0.0,) * task.num_sums, num_images)
     for name, scores in progress.scores.items():
-        if set(scores) != set(asdict(kind)):
-            raise ValueError(f"progress.scores.{name} has {', '.join(scores)}"[:200])
-        counts = [scores[name] for name in kind.counts()]
-        is_growing = counts == sorted(counts) and counts[0] >= 0 and counts[-1] == num_images
-        if not is_growing or not all(count.is_integer() for count in counts):
-            raise ValueError(f"progress.scores.{name} counts {counts} of {num_images} images"[:200])
+        try:
+            found = task.restored(scores)
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"progress.scores.{name}: {error}"[:200]) from None
+        if found.record() != scores or found.num_images != num_images:
+            raise ValueError(f"progress.scores.{name} are no scores of {num_images} images"[:200])
 
 
 def _check_tensors(what: str, saved: Any, own: Mapping[str, torch.Tensor]) -> None:

@@ -27,6 +27,7 @@ from trainer.runs import summary as show
 from trainer.runs.job import Job, plan_of, run_job
 from trainer.runs.loggers.logger import log_result
 from trainer.runs.results import Row, rows_folder
+from trainer.tasks.teacher import open_teacher
 
 
 def train_job(
@@ -102,7 +103,7 @@ def train_rank(
     job = dataclasses.replace(job, world_size=ranks.world_size)
     plan = plan_of(job)
     check_model_name(job.model)
-    swaps = show.module_replacements(plan)
+    swaps, teacher = show.module_replacements(plan), open_teacher(plan)
     with ranks.first_here():
         folder = data_folder(job.data, job.data_dir)
         loader = chosen_loader(
@@ -126,7 +127,8 @@ def train_rank(
         check_writable("runs", settings.runs)
         check_writable("results", rows_folder(settings.results))
     console.record = ranks.is_first  # for log.txt
-    show.plan_in_brief(console, plan, settings, swaps)
+    show.plan_in_brief(console, plan, settings, swaps, teacher)
+    del teacher  # the training opens its own
     show.changed_images(console, opened)
     show.ignored_lines(console, opened.ignored)
     show.stand_in_line(console, opened.split)

@@ -12,8 +12,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from trainer.base.commands import command
+from trainer.base.devices import is_tried
 from trainer.base.plural import counted
-from trainer.base.settings import Settings, unused_accelerator
+from trainer.base.scores import score_label
+from trainer.base.settings import Settings
 from trainer.base.tensorboard import tensorboard_command
 from trainer.base.terminal import open_terminal
 from trainer.components.optimizers import param_groups
@@ -39,8 +41,9 @@ from trainer.recipe.schema import Recipe
 from trainer.runs.best_weights import BEST_FILE
 from trainer.runs.export import is_timms
 from trainer.runs.job import deviation_of_data, deviation_rows
-from trainer.runs.rescore import most_moved
+from trainer.runs.rescore import images_off, most_moved
 from trainer.runs.results import Row, row_path, touches_result
+from trainer.tasks.teacher import Teacher
 
 # optimizer steps at the peak rate: with fewer, a third and more of BatchNorm's running statistics
 # (momentum 0.1) is still their initial value. A1 and A3 on the digits: chance after 44 steps that
@@ -57,7 +60,11 @@ def console() -> Console:
 
 
 def plan_in_brief(
-    out: Console, plan: Plan, settings: Settings, swaps: Sequence[Replacement] = ()
+    out: Console,
+    plan: Plan,
+    settings: Settings,
+    swaps: Sequence[Replacement] = (),
+    teacher: Teacher | None = None,
 ) -> None:
     """The lines that stand above a run: page, deviations, what is changed in the model, batch,
     length, machine.
@@ -73,6 +80,8 @@ def plan_in_brief(
     few_steps_note(out, plan)
     scaling_note(out, plan)
     channel_note(out, plan)
+    if teacher is not None:
+        out.print(f"taught by {teacher_facts(plan, teacher)}", markup=False)
     out.print(batch_line(plan))
     per_epoch = counted(plan.steps_per_epoch, "step")
     total = counted(plan.num_steps, "step")
@@ -82,9 +91,18 @@ def plan_in_brief(
         workers = counted(settings.num_workers, "worker")
     threads = counted(settings.num_threads, "thread")
     out.print(f"{settings.device}, {settings.precision}, {threads}, {workers}")
-    idle = unused_accelerator(settings.device)
-    if idle:
-        out.print(f"note: this machine's {idle} is not used: a run is on its CPU", style="yellow")
+    if not is_tried(settings.device):
+        out.print(
+            f"note: device={settings.device} is untried: no run of ours has been made on one;"
+            " device=cpu trains without it",
+            style="yellow",
+        )
+    if settings.test_px:
+        sizes, share = ", ".join(map(str, settings.test_px)), recipe.image.test_crop_share
+        out.print(
+            f"scored at {sizes} px too at the end, by the recipe's own crop share {share:g}:"
+            f" the result is at {recipe.image.test_px} px"
+        )
     precision_note(out, plan, settings.precision)
 
 
@@ -270,9 +288,15 @@ def off_note(out: Console, rows: Sequence[Explained]) -> None:
         )
 
 
-def plan_in_full(out: Console, plan: Plan, model, swaps: Sequence[Replacement]) -> None:
+def plan_in_full(
+    out: Console,
+    plan: Plan,
+    model,
+    swaps: Sequence[Replacement],
+    teacher: Teacher | None = None,
+) -> None:
     """All of a plan that a reader would check before spending hours. model, swaps: as `assemble`
-    gives them.
+    gives them. teacher: as `open_teacher`.
     """
     recipe = plan.recipe
     out.print(
@@ -293,7 +317,9 @@ def plan_in_full(out: Console, plan: Plan, model, swaps: Sequence[Replacement]) 
             f"{plan.draws_per_epoch * recipe.epochs:,} = {recipe.epochs} x {plan.draws_per_epoch:,}"
         ),
         "unique images per epoch": (
-            f"{plan.unique_per_epoch:,} of {plan.profile.num_train:,}"
+            ("at most " if recipe.sampling else "")
+            + f"{plan.unique_per_epoch:,} of {plan.profile.num_train:,}"
+            + (f", classes by sampling {recipe.sampling.name}" if recipe.sampling else "")
             + (f" (each up to {recipe.repeats} times)" if recipe.repeats else "")
         ),
         "weight decay": decay_line(plan, model),
@@ -303,8 +329,11 @@ def plan_in_full(out: Console, plan: Plan, model, swaps: Sequence[Replacement]) 
             + (" (with the mirror image)" if recipe.image.test_flip else "")
         ),
         "model": model_facts(plan, model),
+        "teacher": teacher
+        and f"{teacher_facts(plan, teacher)}; {teacher_cost(plan, model, teacher)}",
     }.items():
-        table.add_row(name, value)
+        if value is not None:
+            table.add_row(name, value)
     out.print(table)
     out.print(statistics_note(model, plan), markup=False)
     out.print(lr_table(plan))
@@ -328,6 +357,27 @@ def model_facts(plan: Plan, model) -> str:
     return (
         f"{num_parameters(model):,} parameters{frozen}, {cost:.4g} G multiply-adds an image of"
         f" {test_px} px"
+    )
+
+
+def teacher_facts(plan: Plan, teacher: Teacher) -> str:
+    """Who teaches, by which file, and how."""
+    distill = plan.recipe.distill
+    assert distill is not None and distill.sha256 is not None
+    return (
+        f"{distill.teacher} of {distill.weights} (sha256 {distill.sha256[:12]}), {distill.name},"
+        f" {distill.share:g} of the loss"
+        + ("" if teacher.is_shown_alike else "; the images are normalized anew for it")
+    )
+
+
+def teacher_cost(plan: Plan, model, teacher: Teacher) -> str:
+    """What its forward pass adds to a step, whose backward pass costs two forward ones."""
+    sizes = plan.profile.channels, plan.recipe.image.train_px
+    own, theirs = gmacs(model, *sizes), gmacs(teacher, *sizes)
+    return (
+        f"{theirs:.4g} G multiply-adds an image of {sizes[1]} px, {100 * theirs / (3 * own):.0f} %"
+        " more for a step; none of it is in the model's numbers"
     )
 
 
@@ -439,15 +489,20 @@ def row(out: Console, row: Row, settings: Settings, plan: Plan) -> None:
         else ""
     )
     out.print(f"run    {row.run}", markup=False)
+    has_top5 = plan.profile.num_classes > 5  # else it says nothing
+    more = {name: one for name, one in row.percentages.items() if has_top5 or name != "top5_pct"}
     out.print(
-        f"top-1  {row.top1_pct:.2f} %{other}"
-        + (f"  top-5 {row.top5_pct:.2f} %" if plan.profile.num_classes > 5 else "")
+        f"{row.main_label}  {row.main_pct:.2f} %{other}"
+        + "".join(f"  {score_label(name)} {one:.2f} %" for name, one in list(more.items())[1:])
         + f"  of {row.num_val_images} val images"
         + ("" if row.majority_pct is None else f"  (majority class {row.majority_pct:.1f} %)"),
         style="bold",
     )
-    if row.best_epoch is not None and row.num_top1_by_epoch:
-        best_pct = 100 * row.num_top1_by_epoch[row.best_epoch - 1] / row.num_val_images
+    for at_px in row.test_sizes:
+        top5 = f"  top-5 {at_px.top5_pct:.2f} %" if plan.profile.num_classes > 5 else ""
+        out.print(f"       at {at_px.test_px} px  top-1 {at_px.top1_pct:.2f} %{top5}")
+    if row.best_epoch is not None and row.by_epoch_pct:
+        best_pct = row.by_epoch_pct[row.best_epoch - 1]
         out.print(
             f"best   epoch {row.best_epoch} had {best_pct:.2f} %, chosen on val and so no result:"
             f" {settings.runs / row.run / BEST_FILE}",
@@ -488,12 +543,14 @@ def rescored(out: Console, row: Row, scores, digest: str, settings: Settings) ->
     was found? And are the weights the row's? digest: of those found.
     """
     most = most_moved(row, settings)
-    off = abs(scores.num_top1 - round(row.top1_pct * row.num_val_images / 100))
+    off = images_off(row, scores)
     is_same = scores.num_images == row.num_val_images and off <= most
-    for name, found in (("row", row), ("now", scores)):
-        top5 = f"  top-5 {found.top5_pct:.4f} %" if scores.has_top5 else ""
-        num_images = row.num_val_images if found is row else scores.num_images
-        out.print(f"{name}  top-1 {found.top1_pct:.4f} %{top5}  of {num_images} images")
+    for when, found, number in (
+        ("row", row.percentages, row.num_val_images),
+        ("now", scores.percentages(), scores.num_images),
+    ):
+        told = (f"{score_label(name)} {found[name]:.4f} %" for name in scores.told())
+        out.print(f"{when}  {'  '.join(told)}  of {number} images")
     allowed = f", of {most} allowed on {settings.device} in {settings.precision}" if most else ""
     told = f"{'' if is_same else 'not '}the same" + (
         f" ({off} image{'s' * (off != 1)} off{allowed})" if off else ""

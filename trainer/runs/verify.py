@@ -16,6 +16,8 @@ from trainer.base.disk import read_regular
 from trainer.base.errors import UserError
 from trainer.base.json_text import json_file, json_of
 from trainer.base.names import links_out
+from trainer.base.scores import score_label
+from trainer.base.settings import Settings
 from trainer.base.signals import StopRequest
 from trainer.models.build import assemble, num_parameters
 from trainer.recipe import schema as recipe
@@ -197,7 +199,7 @@ def _plan(folder: Path, plan: Plan, row: Row) -> Iterator[Check]:
     ):  # fmt: skip
         if getattr(row, name) != of_plan:
             yield same(f"the row's {name}", of_plan, getattr(row, name))
-    if row.status == "finished":
+    if row.status == "finished" and not plan.recipe.early_stopping:
         yield same("the row's steps", plan.num_steps, row.steps)
     published = published_recipe(plan.recipe)
     if published is not None:
@@ -246,7 +248,15 @@ def _curves(folder: Path, plan: Plan, row: Row | None) -> Iterator[Check]:
             yield Check(f"metrics.jsonl:{number}", False, "a line of JSON", str(error)[:100])
             return
         lines.append(line)
-    for what, expected, found in curve_checks(lines, plan, row):
+    facts = recipe_of(folder)[1]
+    given = [
+        facts.get(name, default)
+        for name, default in (
+            ("log_every", Settings.log_steps),
+            ("eval_every", Settings.eval_every_epochs),
+        )
+    ]
+    for what, expected, found in curve_checks(lines, plan, row, *given):
         yield same(what, expected, found)
 
 
@@ -289,7 +299,10 @@ def scores_check(folder: Path, settings, data_dir: Path | None) -> list[Check]:
         if settings.precision == row.precision
         else f" (in {settings.precision}, the row's {row.precision})"
     )
-    found = {"top-1": (row.top1_pct, scores.num_top1), "top-5": (row.top5_pct, scores.num_top5)}
+    found = {
+        score_label(name): (row.percentages.get(name), now)
+        for name, now in scores.percentages().items()
+    }
     most = most_moved(row, settings)
     content = data.content_sha256 if row.content_sha256 and data.content_sha256 else None
     return [
@@ -297,15 +310,15 @@ def scores_check(folder: Path, settings, data_dir: Path | None) -> list[Check]:
         *([same("content of the images now", row.content_sha256, content)] if content else []),
         same("images scored now", row.num_val_images, scores.num_images),
         *(
-            _score_check(f"{name} % now{where}", row, then, 100 * count / scores.num_images, most)
-            for name, (then, count) in found.items()
+            _score_check(f"{name} % now{where}", row, then, now, most)
+            for name, (then, now) in found.items()
         ),
     ]
 
 
-def _score_check(name: str, row: Row, then: float, now: float, num_moved: int) -> Check:
+def _score_check(name: str, row: Row, then: float | None, now: float, num_moved: int) -> Check:
     """Two scores in percent, the same to num_moved images."""
-    if not num_moved:
+    if not num_moved or then is None:
         return same(name, then, now)
     points = 100 * num_moved / row.num_val_images
     return Check(

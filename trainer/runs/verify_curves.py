@@ -8,30 +8,32 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from trainer.base.scores import main_score
 from trainer.base.settings import Settings
 from trainer.recipe.plan import Plan
 from trainer.runs.results import Row
 
 _MOST_LINES = 10**7  # that a file can hold, see LARGEST_METRICS_BYTES
-_SCORES = {
-    "top1_pct": "top1_pct",
-    "top5_pct": "top5_pct",
-    "val_loss_nats": "loss_nats",
-    "num_images": "num_val_images",
-}
+_SCORES = {"val_loss_nats": "loss_nats", "num_images": "num_val_images"}
 
 
 def curve_checks(
-    lines: Sequence[dict], plan: Plan, row: Row | None
+    lines: Sequence[dict],
+    plan: Plan,
+    row: Row | None,
+    log_steps: int = Settings.log_steps,
+    eval_every_epochs: int = Settings.eval_every_epochs,
 ) -> Iterator[tuple[str, Any, Any]]:
     """(what, expected, found) of each thing that is checked.
 
-    row: None where the run has not finished: its lines are then as many as there are.
+    row: None where the run has not finished: its lines are then as many as there are. log_steps,
+    eval_every_epochs: its settings.
     """
     found = [curve_name(line) for line in lines]
     is_finished = row is not None and row.status == "finished"
     wanted: list[str] = []
-    all_wanted = expected_lines(plan, Settings.log_steps)
+    ended = row.steps if row and plan.recipe.early_stopping else plan.num_steps
+    all_wanted = expected_lines(plan, log_steps, ended, eval_every_epochs)
     if row is not None and row.curves_incomplete:
         there = set(found)
         wanted = [name for name in itertools.islice(all_wanted, _MOST_LINES) if name in there]
@@ -61,16 +63,18 @@ def curve_checks(
         yield from _last_scores(lines, row)
 
 
-def expected_lines(plan: Plan, log_steps: int) -> Iterator[str]:
-    """The names of all lines of a whole run: losses every log_steps steps and at each epoch's end,
-    then its scores.
+def expected_lines(
+    plan: Plan, log_steps: int, num_steps: int, eval_every_epochs: int = 1
+) -> Iterator[str]:
+    """The names of all lines of a run of so many steps: losses every log_steps steps and at each
+    epoch's end, then its scores where there is an evaluation.
     """
     kinds = ("model", "average") if plan.recipe.average else ("model",)
     step = 0
-    while step < plan.num_steps:
+    while step < num_steps:
         step = min(step - step % each + each for each in (log_steps, plan.steps_per_epoch))
         yield f"loss at step {step}"
-        if step % plan.steps_per_epoch == 0:
+        if step == plan.last_evaluation(step, eval_every_epochs):
             yield from (f"scores of the {kind} at step {step}" for kind in kinds)
 
 
@@ -85,15 +89,18 @@ def curve_name(line: Any) -> str:
 
 def _rates(lines: Sequence[dict], plan: Plan) -> Iterator[tuple[str, Any, Any]]:
     """The learning rates are the plan's; the first that is not is told."""
-    steps = [
-        line
-        for line in lines
-        if isinstance(line, dict) and "loss_nats" in line and isinstance(line.get("step"), int)
-    ]
-    for line in steps:
-        step = line["step"]
-        if 0 < step <= plan.num_steps and line.get("lr") != plan.lr_at(step - 1):
-            yield f"learning rate at step {step}", plan.lr_at(step - 1), line.get("lr")
+    average = plan.recipe.average
+    scored = "average" if average is not None and average.is_scored else "model"
+    scores: list[float] = []  # before a line, for a rate that follows them
+    for line in lines:
+        if not isinstance(line, dict) or not isinstance(step := line.get("step"), int):
+            continue
+        if line.get("weights") == scored and isinstance(line.get("top1_pct"), float):
+            scores.append(line["top1_pct"])
+        if "loss_nats" not in line or not 0 < step <= plan.num_steps:
+            continue
+        if line.get("lr") != (wanted := plan.lr_at(step - 1, scores)):
+            yield f"learning rate at step {step}", wanted, line.get("lr")
             return
     yield "learning rates", "the plan's", "the plan's"
 
@@ -106,6 +113,8 @@ def _last_scores(lines: Sequence[dict], row: Row) -> Iterator[tuple[str, Any, An
     if row.curves_incomplete and row.scored not in last:
         return
     scored = last.get(row.scored, {})
+    for name, value in row.percentages.items():
+        yield f"the row's {name}, as its last line", value, scored.get(name)
     for name, of_row in _SCORES.items():
         yield f"the row's {of_row}, as its last line", getattr(row, of_row), scored.get(name)
     yield "the last line's step", row.steps, scored.get("step")
@@ -113,5 +122,5 @@ def _last_scores(lines: Sequence[dict], row: Row) -> Iterator[tuple[str, Any, An
     yield (
         "the score of the weights not scored",
         row.other_top1_pct,
-        other["top1_pct"] if other else None,
+        (main_score(other) or ("", None))[1] if other else None,
     )

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trainer.base.devices import sum_dtype
 from trainer.components.mixing import UnitMixes, one_hot_targets
-from trainer.data.loader import MicroBatch
-from trainer.data.transforms import autocast, model_inputs, scored_inputs
-from trainer.tasks.base import Scores, Task
+from trainer.components.task import Moved, TaskSection
+from trainer.data.datasets.builtin import ImageSet
+from trainer.data.evaluation import EvaluationStream
+from trainer.data.loader import MicroBatch, labels_of
+from trainer.data.profile import majority_pct
+from trainer.data.transforms import autocast, fill_of, model_inputs, scored_inputs
+from trainer.tasks.base import Scores, Shown, Task, count_of
+from trainer.tasks.constant import bias_only_loss
 
 _PIXELS_AT_ONCE = 128 * 112**2  # that a CPU scores: a whole batch of evaluation up to 112 px
 _LEAST_IMAGES = 16
@@ -28,7 +34,6 @@ class ClassificationScores(Scores):
     image.test_flip, of summed logits.
     """
 
-    has_top5: ClassVar[bool] = True  # says something
     num_top1: int
     num_top5: int
 
@@ -55,7 +60,8 @@ class ClassificationScores(Scores):
 class _OfFewClasses(ClassificationScores):
     """Of five classes or fewer: all images are among the first five, which says nothing."""
 
-    has_top5 = False
+    def told(self) -> dict[str, float]:
+        return {"top1_pct": self.top1_pct}
 
     def summary(self) -> str:
         return f"top-1 {self.top1_pct:.2f} %  loss {self.loss_nats:.4f}"
@@ -101,10 +107,19 @@ class Classification(Task):
         return one_hot_targets(labels, self.plan.profile.num_classes, self.plan.recipe.smoothing)
 
     def loss(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-        """The recipe's loss of float32 logits."""
+        """The recipe's loss of float32 logits; with a teacher, together with the distance from its
+        answers, which a model with two heads learns with the second.
+        """
+        recipe = self.plan.recipe
         with autocast(self.settings):
-            logits = model(inputs)
-        return self.plan.recipe.loss(logits.float(), targets)
+            # first: the teacher's activations are gone before the student's are kept
+            answers = None if self.teacher is None else self.teacher(inputs)
+            made = model(inputs)
+        logits, of_teacher = made if isinstance(made, tuple) else (made, made)
+        loss = self.plan.loss(logits.float(), targets)
+        if recipe.distill is None or answers is None:
+            return loss
+        return recipe.distill(loss, of_teacher.float(), answers.float())
 
     def validation_loss(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         inputs = scored_inputs(images, self.plan.profile, self.settings)
@@ -122,13 +137,77 @@ class Classification(Task):
             mirrored = _scored(model, images.flip(3)) if recipe.image.test_flip else None
         logits = logits.float() if mirrored is None else logits.float() + mirrored.float()
         first = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-        loss = recipe.loss(logits, one_hot_targets(labels, logits.shape[1], 0.0))
-        return torch.stack([first[:, 0].sum(), first.sum(), loss * len(labels)]).double()
+        loss = self.plan.loss(logits, one_hot_targets(labels, logits.shape[1], 0.0))
+        sums = torch.stack([first[:, 0].sum(), first.sum(), loss * len(labels)])
+        return sums.to(sum_dtype(device))
 
     def scores(self, sums: Sequence[float], num_images: int) -> ClassificationScores:
         num_top1, num_top5, loss_sum = sums
         kind = ClassificationScores if self.plan.profile.num_classes > 5 else _OfFewClasses
         return kind(num_images, loss_sum / num_images, int(num_top1), int(num_top5))
+
+    def restored(self, record: Mapping[str, float]) -> ClassificationScores:
+        counts = [count_of(record, name) for name in ("num_top1", "num_top5", "num_images")]
+        if counts != sorted(counts):
+            raise ValueError(f"counts {counts}")
+        num_top1, num_top5, num_images = counts
+        kind = ClassificationScores if self.plan.profile.num_classes > 5 else _OfFewClasses
+        return kind(num_images, record["loss_nats"], num_top1, num_top5)
+
+    def blank_targets(self, num_images: int, device: str) -> Tensor:
+        return torch.empty(num_images, self.plan.profile.num_classes, device=device)
+
+    def constant_loss(self, images: ImageSet, is_mixed: bool = True) -> float:
+        return bias_only_loss(self.plan, images.labels, is_mixed)
+
+    def majority_pct(self, train: ImageSet, val: ImageSet) -> float | None:
+        return majority_pct(train.labels, val.labels)
+
+    def shown(self, pictures: np.ndarray, targets: Tensor, classes: Sequence[str]) -> list[Shown]:
+        """Each image with its mixed targets, [n, K] float in [0, 1]."""
+        pairs = zip(pictures, targets, strict=False)
+        return [Shown(picture, _target_text(target, classes)) for picture, target in pairs]
+
+
+def _target_text(target: Tensor, classes: Sequence[str]) -> str:
+    """The two heaviest classes of a target, above what smoothing gives to every class."""
+    floor = float(target.min()) + 1e-3
+    values, places = target.topk(min(2, len(target)))
+    parts = [
+        f"{classes[int(place)][:12]} {float(value):.2f}"
+        for value, place in zip(values, places, strict=False)
+        if float(value) > floor
+    ]
+    return "\n".join(parts)
+
+
+class ClassificationSection(TaskSection):
+    """One class for each image; what a recipe without a `task` is for."""
+
+    name: Literal["classification"] = "classification"
+    scores: ClassVar[tuple[str, ...]] = ("top1_pct", "top5_pct")
+    is_counted: ClassVar[bool] = True
+
+    def bound(self, plan, settings) -> Task:
+        return Classification(plan, settings)
+
+    def targets(self, images: ImageSet, places: np.ndarray, moved: Moved) -> Tensor:
+        """[b] int64."""
+        return labels_of(images, places, moved)
+
+    def evaluation_stream(
+        self, images: ImageSet, plan, batch_images: int, test_px: int
+    ) -> EvaluationStream:
+        image = plan.recipe.image
+        return EvaluationStream(
+            images,
+            test_px=test_px,
+            test_crop_share=image.test_crop_share,
+            interpolation=image.test_interpolation,
+            batch_images=batch_images,
+            crop_mode=image.test_crop_mode or "center",
+            fill=fill_of(plan.profile),
+        )
 
 
 def _scored(model: nn.Module, images: Tensor) -> Tensor:

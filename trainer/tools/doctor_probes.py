@@ -371,9 +371,16 @@ def jpeg(_: Folders) -> list[Finding]:
 
 def devices() -> list[str]:
     """All devices of this machine; what device=auto takes is the first."""
-    cuda = import_module("torch").cuda
-    count = cuda.device_count() if cuda.is_available() else 0
-    return [*(f"cuda:{number}" for number in range(count)), "cpu"]
+    torch = import_module("torch")
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if found is None:
+        return ["cpu"]
+    if found.type == "mps":
+        return ["mps", "cpu"]
+    return [
+        *(f"{found.type}:{number}" for number in range(torch.accelerator.device_count())),
+        "cpu",
+    ]
 
 
 def steps(_: Folders) -> list[Finding]:
@@ -385,7 +392,9 @@ def steps(_: Folders) -> list[Finding]:
             is_same, median_s = twice(device)
         except Exception as error:
             state = ABSENT if number else BROKEN  # the main job takes the first
-            remedy = _SET_UP if device == "cpu" else _of_gpu(error)
+            remedy = _SET_UP if device == "cpu" else "device=cpu"
+            if device.startswith("cuda"):
+                remedy = _of_gpu(error)
             findings.append(Finding(what, first_line(error), "a step", state, remedy))
             continue
         unit = "ms of processor time" if device == "cpu" else "ms"

@@ -104,12 +104,17 @@ def _images_per_s(row: Row) -> float:
 
 
 def _published(plan: Plan, settings: Settings, model: nn.Module) -> Speed | None:
-    """Of the plain model in mixed precision; at another size of images in proportion to its
-    multiply-adds.
+    """Of the plain model in mixed precision, without a teacher; at another size of images in
+    proportion to its multiply-adds.
     """
     section, known = plan.recipe.model, _PUBLISHED.get(plan.model.partition(".")[0])
     is_plain = section is None or section.is_plain
-    if known is None or not is_plain or settings.precision not in ("bf16", "fp16"):
+    if (
+        known is None
+        or not is_plain
+        or plan.recipe.distill
+        or settings.precision not in ("bf16", "fp16")
+    ):
         return None
     images_per_s, source = known
     channels, train_px = plan.profile.channels, plan.recipe.image.train_px

@@ -11,6 +11,7 @@ from trainer.base.errors import UserError
 from trainer.components.crops import Flip, RandomResizedCrop
 from trainer.components.erasing import RandomErasing
 from trainer.components.rand_augment import RandAugment
+from trainer.components.sampling import Balanced
 from trainer.data.dataset import open_data
 from trainer.data.datasets.beton import beton_file, open_beton
 from trainer.data.datasets.builtin import FolderSet, open_set
@@ -96,6 +97,8 @@ def assert_same(ours, theirs):
         (AUGMENTED | {"repeats": 3, "num_micro_batches": 4}, 1, 2),
         (AUGMENTED | {"repeats": 5, "num_micro_batches": 1}, 0, 3),
         ({"num_splits": 3, "augment": (CROP, RAND_AUGMENT), "fill": (9, 99, 199)}, 3, 1),
+        ({"sampling": Balanced(), "epochs": 2}, 1, 2),
+        ({"sampling": Balanced(), "epochs": 2, "repeats": 3, "num_micro_batches": 4}, 2, 2),
     ],
 )  # fmt: skip
 def test_micro_batches_are_the_torch_loaders_from_any_step_on_any_threads(

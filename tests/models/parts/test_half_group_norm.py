@@ -119,7 +119,7 @@ def test_layers_keep_their_weights_and_copies_are_in_half_too():
 def test_a_run_has_it_where_its_settings_say_so(is_half):
     plan = small_plan("gn-ws", "resnet18")
     settings = make_settings("cuda", "bf16", workers="0", half_group_norm=is_half)
-    model, seen = as_it_runs(build_model(plan), settings), []
+    model, seen = as_it_runs(build_model(plan), settings, 32), []
     for module in model.modules():
         if isinstance(module, nn.GroupNorm):
             module.register_forward_hook(lambda *given: seen.append(given[-1].dtype))

@@ -34,7 +34,7 @@ def inputs_of(
     """
     batches = batches_of(paths, classifier.image, 16, settings.num_workers, Watch(check))
     normal = (scored_inputs(pixels, classifier.image, settings) for _, pixels, _ in batches)
-    found = [one[None] for images in normal for one in images.numpy()]
+    found = [one[None] for images in normal for one in images.contiguous().numpy()]
     if paths and not found:
         raise UserError(f"images: none of {len(paths)} can be read", "use others for int8=1")
     return found

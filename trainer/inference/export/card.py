@@ -49,11 +49,14 @@ def _facts(row: Row, recipe: Recipe, license: str, num_classes: int) -> list[str
         "Recipe": f"{row.recipe}.v{row.version}: {recipe.title} ({recipe.source})",
         "Training": f"{row.epochs} epochs, {row.steps:,} steps of {row.batch_images} images, seed"
         f" {row.seed}; {row.precision} on {row.device}",
+        "Teacher": row.teacher
+        and f"`{row.teacher}`, file of weights `{row.teacher_sha256}`"
+        + (f", run `{row.teacher_run}`" if row.teacher_run else ""),
         "Program": f"rsb {row.versions.get('trainer', '')}, torch {row.versions.get('torch', '')}"
         f"{commit}{', changed' if row.dirty else ''}; weights `{row.weights_sha256}`",
         "Licence": license or "to be named by whoever publishes it; that of its data may apply",
     }
-    lines = [f"- {name}: {text}" for name, text in facts.items()]
+    lines = [f"- {name}: {text}" for name, text in facts.items() if text is not None]
     if not row.deviations:
         return [*lines, "- Deviations from the recipe: none"]
     table = [

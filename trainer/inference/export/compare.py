@@ -13,8 +13,9 @@ from torch.nn import functional
 from trainer.base.errors import UserError
 from trainer.base.settings import Settings
 from trainer.base.streams import uniforms
-from trainer.inference.classifier import Classifier, ImageFacts, num_logits
+from trainer.inference.classifier import Classifier, ImageFacts
 from trainer.inference.export.formats import Engine
+from trainer.models.trained import num_logits
 
 _TIE_SHARE = 1e-4  # of an image's range of logits: two so near are equally good answers
 _MOST_SHARE = 0.01  # of it, by which a logit may differ

@@ -6,8 +6,9 @@ from typing import Any
 
 from trainer.components.crops import evaluation_size
 from trainer.data.index import EXTENSIONS
-from trainer.inference.classifier import Classifier, num_logits
+from trainer.inference.classifier import Classifier
 from trainer.inference.export.formats import INPUT, OUTPUT, Format
+from trainer.models.trained import num_logits
 
 _SCRIPT = '''\
 """Classify images: python use.py <photo or folder> ...   Needs {needs}, numpy and pillow."""
@@ -44,7 +45,7 @@ for file in files:
     if image.mode.startswith("I"):  # 16 bits a pixel
         image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
     image = image.convert("RGB"){to_grey}
-    size = [int(facts["resize_px"] * length / min(image.size)) for length in image.size]
+    size = {size}
     image = resized(image, *size)
     left, top = (round((length - side) / 2) for length in image.size)
     pixels = np.asarray(image.crop((left, top, left + side, top + side)), np.float32)
@@ -76,6 +77,11 @@ def resized(image, width, height):
     return Image.fromarray(np.rint(pixels).astype(np.uint8).squeeze())
 '''
 
+_SIZES = {
+    "center": '[int(facts["resize_px"] * length / min(image.size)) for length in image.size]',
+    "squash": '[facts["resize_px"]] * 2',
+}
+
 # image files by extension: what pillow opens of what predict takes
 KINDS = tuple(one for one in EXTENSIONS if one != ".npy")
 _TO_GREY = {1: '.convert("L")', 3: ""}
@@ -96,6 +102,7 @@ def preprocessing(classifier: Classifier, form: Format, file: str) -> dict[str, 
         "size_px": image.test_px,
         "resize_px": evaluation_size(image.test_px, image.crop_share),
         "crop_share": image.crop_share,
+        "crop_mode": image.crop_mode,
         "interpolation": image.interpolation,
         "mean": list(image.mean),
         "std": list(image.std),
@@ -105,10 +112,10 @@ def preprocessing(classifier: Classifier, form: Format, file: str) -> dict[str, 
 
 def use_script(classifier: Classifier, form: Format) -> str | None:
     """A script that classifies image files without this package; None for images of channels that
-    no image file has.
+    no image file has, or with a border.
     """
     image = classifier.image
-    if image.channels not in _TO_GREY:
+    if image.channels not in _TO_GREY or image.crop_mode not in _SIZES:
         return None
     is_smoothed = image.interpolation != "bilinear_no_antialias"
     resize = _SMOOTHED.format(name=image.interpolation.upper()) if is_smoothed else _NOT_SMOOTHED
@@ -117,6 +124,7 @@ def use_script(classifier: Classifier, form: Format) -> str | None:
         needs=form.use_needs,
         opened=form.use_open,
         resize=resize,
+        size=_SIZES[image.crop_mode],
         to_grey=_TO_GREY[image.channels],
         run=form.use_run,
     )

@@ -47,7 +47,9 @@ class Trackio(PackageTracker):
     def end(self, status: str, row: Mapping[str, Any] | None) -> None:
         if row:
             text = f"{status}\n\n```json\n{json.dumps(dict(row), indent=2)}\n```"
-            scores = {f"row/{name}": row[name] for name in _SCORES if row[name] is not None}
+            named = row | row.get("scores_pct", {})
+            names = (*_SCORES, *row.get("scores_pct", {}))
+            scores = {f"row/{name}": named[name] for name in names if named[name] is not None}
             self._run.log(scores | {"row": trackio.Markdown(text)}, step=row["steps"])
         self._run.finish()
 
