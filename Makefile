@@ -31,7 +31,7 @@ override given = $(foreach name,$(filter-out $(own) $(1),$(written)),'$(call tex
 # targets that are not the program's: what they take is checked here
 override takes = $(if $(filter-out $(own) $(1),$(written)),$(error $(firstword $(filter-out $(own) $(1),$(written)))=: $@ does not take it; $(if $(strip $(1)),valid: $(addsuffix =,$(1)),it takes none)))
 
-override COMMANDS := train plan runs watch ablate table figure compare reproduce explain diff recipes from-timm from-torchvision from-convnext matrix lr-find launch-slurm check-data split data parity eval predict export latency push verify doctor
+override COMMANDS := train plan runs watch ablate table figure compare reproduce explain diff recipes which from-timm from-torchvision from-convnext matrix lr-find launch-slurm check-data split data parity eval predict export latency push verify doctor
 .PHONY: $(COMMANDS) test lint drill bench help setup clean
 # folders of these names are here: they are no targets
 .PHONY: results tests ablations trainer

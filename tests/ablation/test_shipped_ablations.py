@@ -28,12 +28,16 @@ PATHS = ablation_paths()
 EACH_PAGE = pytest.mark.parametrize("path", PATHS, ids=[path.stem for path in PATHS])
 NUM_CELLS = {
     "activations": 4,
-    "attention": 5,
+    "attention": 7,
+    "decay-of-embeddings": 4,
+    "families": 14,
     "finetune": 3,
+    "muon-vs-lamb": 4,
     "hard-vs-soft": 4,
     "norm-micro-batch": 12,
     "recipes": 12,
     "repeated-augmentation": 4,
+    "retinanet-focal": 4,
     "roadmap": 17,
     "rsb-ingredients": 12,
     "rsb-loss": 8,

@@ -22,6 +22,7 @@ from trainer.components.losses import BinaryCrossEntropy, ImageLoss, Loss
 from trainer.components.mixing import Mixing
 from trainer.components.optimizers import Optimizer
 from trainer.components.schedules import Schedule
+from trainer.components.task import TaskSection
 from trainer.models.spec import Model
 from trainer.recipe import check, tree
 from trainer.recipe.adapt import adaptation
@@ -30,7 +31,6 @@ from trainer.recipe.plan import make_plan
 from trainer.recipe.profiles import PROFILES, Adapt
 from trainer.recipe.schema import Recipe, apply_overrides, load_recipe
 from trainer.recipe.shipped import find_recipe
-from trainer.tasks.segmentation import SegmentationSection
 
 EXTRAS = Path(__file__).parents[1] / "support" / "extras.py"
 SEED, IDS = 3, np.array([[epoch, sample, 0] for epoch in range(2) for sample in range(20)])
@@ -55,15 +55,15 @@ def made(kind):
     return check.check(kind, {"name": tag_of(kind), **tree.plain(kind.example)})
 
 
+TASKS = {tag_of(task): task for task in registered(TaskSection)}
+# what a recipe of whole images has beside a task whose targets have places
+OF_PLACES = {"mix": None, "repeats": None, "image.test_crop_share": 1.0}
+
+
 def place_of(kind) -> str:
-    """Where a recipe has a component of this kind."""
-    sections = {
-        "": Recipe,
-        "lr.": LearningRate,
-        "model.": Model,
-        "task.": SegmentationSection,
-        "loss.": BinaryCrossEntropy,
-    }
+    """Where a recipe has a component of this kind; within a task, task.<its name>.<field>."""
+    sections = {"": Recipe, "lr.": LearningRate, "model.": Model, "loss.": BinaryCrossEntropy}
+    sections |= {f"task.{name}.": task for name, task in TASKS.items()}
     fields = (
         (prefix + key, field)
         for prefix, page in sections.items()
@@ -84,9 +84,14 @@ def page_with(kind) -> Recipe:
         value = part
     others = {}
     if place.startswith("task"):
-        value = {"name": "segmentation", "head": part} if place == "task.head" else part
-        place = "task"
-        others = {"mix": None, "augment": (CROP,), "image.test_crop_share": 1.0}
+        place, *within = place.split(".")
+        if within:
+            value = {"name": within[0], **tree.plain(TASKS[within[0]].example), within[1]: part}
+        others = OF_PLACES | {"augment": (CROP,)}
+        if value["name"] == "masked_autoencoder":
+            others["loss"] = {"name": "mse"}
+    if tag_of(kind) == "letterbox":  # reaches out of an image
+        others = OF_PLACES | {"task": {"name": "detection", **TASKS["detection"].example}}
     if place == "loss" and kind.compares_splits:
         others = {"augment_splits": 3, "mix": None}
     if place == "lr.schedule" and kind.has_own_warmup:

@@ -1,16 +1,17 @@
 """Hard and soft distillation beside their formulas, written out in float64."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.nn import functional
 
-from trainer.base.errors import ConfigError
+from trainer.base.errors import ConfigError, PlanError
 from trainer.components.distillation import HardDistillation, SoftDistillation
 from trainer.recipe import check, tree
 from trainer.recipe.schema import Recipe, digest_of, from_random_weights, load_recipe
-from trainer.recipe.shipped import find_recipe
+from trainer.recipe.shipped import find_recipe, newest_recipe_paths
 
 TEACHER = {"teacher": "resnet18"}
 
@@ -132,3 +133,12 @@ def test_a_recipe_that_waits_for_its_teacher_is_read_without():
     assert from_random_weights(recipe).distill is None
     given = check.check(Recipe, distilled(weights="a.pth"))
     assert from_random_weights(given) == given
+
+
+def test_a_task_without_classes_of_images_has_no_teacher():
+    recipes = map(load_recipe, newest_recipe_paths())
+    recipe = next(one for one in recipes if not one.of_task.is_timms)
+    hard = HardDistillation(share=0.5, **TEACHER)
+    with pytest.raises(PlanError) as refused:
+        hard.check(SimpleNamespace(recipe=recipe))
+    assert refused.value.path == ("distill",)

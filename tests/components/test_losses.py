@@ -19,6 +19,7 @@ from trainer.components.losses import (
     FocalLoss,
     JensenShannon,
     Loss,
+    SquaredError,
 )
 from trainer.components.mixing import one_hot_targets
 from trainer.runs.job import Job, plan_of
@@ -132,6 +133,13 @@ def test_half_precision_scores_are_summed_in_single(loss):
     assert given == loss(logits.float(), targets)
 
 
+def test_the_squared_error_is_a_loop_over_numbers():
+    logits, targets = torch.randn(5, 3, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
+    pairs = zip(logits.flatten().tolist(), targets.flatten().tolist(), strict=True)
+    expected = sum((a - b) ** 2 for a, b in pairs) / 15
+    assert SquaredError()(logits, targets).item() == pytest.approx(expected, rel=1e-12)
+
+
 @pytest.mark.parametrize("loss", [BinaryCrossEntropy(), CrossEntropy()])
 def test_huge_scores_stay_finite(loss):
     logits, targets, _, _ = micro_batch(spread=1e4)
@@ -146,7 +154,7 @@ def test_huge_scores_stay_finite(loss):
         {"name": "bce", "threshold": float("nan")},
         {"name": "bce", "sum_classes": 1},
         {"name": "ce", "threshold": 0.2},
-        {"name": "mse"},
+        {"name": "rmse"},
         {},
     ],
 )

@@ -83,6 +83,15 @@ def test_the_command_of_torchvisions_first_weights():
     assert differences("torchvision-v1", found.recipe, "resnet50").keys() == {"lr.scaling"}
 
 
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [("vit_b_16", "torchvision:vit_b_16"), ("resnet50", "resnet50"), ("my_net", "my_net")],
+)
+def test_a_model_that_timm_lacks_is_torchvisions(name, found):
+    made = make_recipe("torchvision", f"--model {name}")
+    assert made.model == found and made.has_model == (name != "my_net")
+
+
 def test_steps_of_torchvision_are_counted_after_the_warm_up():
     text = "--lr-warmup-epochs 5 --lr-warmup-method linear --epochs 90"
     schedule = make_recipe("torchvision", text).recipe.lr.schedule

@@ -13,9 +13,10 @@ from trainer.distributed.communicator import Ranks
 from trainer.engine.evaluate import evaluate_all
 from trainer.engine.state import TrainingState
 from trainer.engine.train import optimizer_step
+from trainer.recipe.schema import load_recipe
 from trainer.recipe.shipped import recipe_paths
 
-RECIPES = [path.stem for path in recipe_paths()]
+RECIPES = [path.stem for path in recipe_paths() if load_recipe(path).task is None]
 # with an average and without, a norm with statistics of its own, one that samples no batch
 EVALUATED = ["A2", "bcn", "convnext", "gn-ws"]
 

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from support.plans import small_plan
 from trainer.models.build import build_model, gmacs, num_parameters
+from trainer.models.zoo import timm_name
 from trainer.runs.export import export_model, is_timms, timm_facts
 from trainer.tools.matrix import MODELS
 
@@ -84,9 +85,10 @@ def test_the_counts_of_an_unchanged_model_are_timms(model):
     sizes = "image.train_px=64 image.test_px=64"
     ours = build_model(small_plan("torchvision-v1", model=model, overrides=sizes))
     with torch.device("meta"):
-        is_of_one_size = timm.get_pretrained_cfg(model).fixed_input_size
+        name = timm_name(model)
+        is_of_one_size = timm.get_pretrained_cfg(name).fixed_input_size
         size = {"img_size": 64} if is_of_one_size else {}
-        theirs = timm.create_model(model, num_classes=10, **size).eval()
+        theirs = timm.create_model(name, num_classes=10, **size).eval()
         images = torch.zeros(1, 3, 64, 64)
     with FlopCounterMode(display=False) as counter:
         theirs(images)

@@ -93,7 +93,7 @@ def _last(lines: Sequence[dict], name: str) -> float | None:
 
 
 def _last_score(lines: Sequence[dict], scored: str) -> float | None:
-    found = [main_score(line) for line in lines if line.get("weights") == scored]
+    found = [main_score(line) for line in lines if line.get("weights", scored) == scored]
     return next((each[1] for each in reversed(found) if each), None)
 
 

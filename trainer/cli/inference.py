@@ -109,6 +109,10 @@ def evaluate(
         ),
     ] = False,
     flip: Annotated[bool, typer.Option(help="Also ask about each image mirrored.")] = False,
+    knn: Annotated[
+        int | None,
+        typer.Option(min=1, help="Score its features by so many nearest training images (20)."),
+    ] = None,
     batch: Batch = 128,
     test_px: TestPx = "",
     crop: Crop = None,
@@ -122,12 +126,20 @@ def evaluate(
 ) -> None:
     """Evaluate a model. A run alone: its exported model again on its own images; exit 1 where the
     score is not the row's (on a GPU or in another precision one image in a thousand may differ).
-    With --data, --page or other image sizes (test_px="224 256"): the scores there.
+    With --data, --page or other image sizes (test_px="224 256"): the scores there. With --knn: of
+    its features, whatever it was trained for.
     """
     with StopRequest() as stop:
         is_otherwise = any(
             (data, page, real, among_present, flip, test_px, crop, interpolation, model, weights)
         )
+        if knn is not None:
+            if is_otherwise or not run:
+                raise UserError(f"knn={knn}: scores a run as it was evaluated", "use run= alone")
+            commands, settings = _commands(), (device, precision, workers, runs, results)
+            made = commands.make_settings(*settings)
+            commands.nearest(run, knn, data_dir, runs, made, stop.check)
+            return
         if not is_otherwise:
             if not run:
                 raise UserError("run=: not given", "use run=<a run>, or model= weights= and data=")

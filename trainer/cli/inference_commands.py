@@ -24,6 +24,7 @@ from trainer.inference.images import (
     find_labelled,
     labelled_batches,
 )
+from trainer.inference.knn import score_nearest
 from trainer.inference.pictures import answers_with_pictures, write_pictures
 from trainer.inference.predict import check_format
 from trainer.inference.predict import predict as run_prediction
@@ -37,7 +38,7 @@ from trainer.runs.rescore import data_of_run
 from trainer.runs.results import read_row_file
 from trainer.runs.run_folder import find_run_folder
 
-__all__ = ["Asked", "evaluate", "make_settings", "predict", "predict_pictures"]
+__all__ = ["Asked", "evaluate", "make_settings", "nearest", "predict", "predict_pictures"]
 
 _MOST_LINES = 20  # about single images
 
@@ -227,6 +228,31 @@ def evaluate(
             f"{page}: cannot be written ({why(error)})", "use page=<elsewhere>"
         ) from None
     out.print(f"page  {path}", markup=False)
+
+
+def nearest(
+    run: str,
+    k: int,
+    data_dir: Path | None,
+    runs: Path,
+    settings: Settings,
+    check: Callable[[], None],
+) -> None:
+    """Score a run's features by their k nearest training images, and print it. Raises UserError."""
+    folder, out = find_run_folder(run, runs), summary.console()
+    watch = Watch(check, partial(out.print, markup=False))
+    with algorithms_kept():
+        set_algorithms(settings)
+        found = score_nearest(folder, k, settings, data_dir, watch)
+    top5 = (
+        f"  top-5 {100 * found.num_top5 / found.num_images:.2f} %" if found.num_classes > 5 else ""
+    )
+    out.print(
+        f"{folder.name}  {k} nearest of {found.num_train:,} training images  top-1"
+        f" {100 * found.num_top1 / found.num_images:.2f} %{top5}  of {found.num_images:,} images",
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 def _labelled(

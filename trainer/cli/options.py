@@ -47,7 +47,13 @@ RecipeName = Annotated[
     str,
     typer.Option(help="A recipe: A1 (its newest version), A1.v1, or a path to a .yaml file."),
 ]
-ModelName = Annotated[str, typer.Option(help="Any timm model of the ResNet or ConvNeXt family.")]
+ModelName = Annotated[
+    str,
+    typer.Option(
+        help="A timm model, one of those of trainer/README.md, or torchvision:<name>; "
+        "results/matrix.md has families."
+    ),
+]
 Data = Annotated[
     str,
     typer.Option(
@@ -68,7 +74,7 @@ Weights = Annotated[
     str,
     typer.Option(
         help="Start from these weights: a .safetensors or .pth file, a run's name or folder, or "
-        "timm:resnet50.a1_in1k; recorded with their sha256."
+        "timm:resnet50.a1_in1k or torchvision:resnet50.IMAGENET1K_V2; recorded with their sha256."
     ),
 ]
 Device = Annotated[

@@ -1,4 +1,4 @@
-"""Commands about recipes: plan, explain, diff, recipes."""
+"""Commands about recipes: plan, explain, diff, recipes, which."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from trainer.base.errors import UserError
 from trainer.base.memory import importing
 from trainer.cli import options
 from trainer.cli.options import app, user_errors
-from trainer.cli.recipe_list import list_recipes
+from trainer.cli.recipe_list import list_recipes, name_recipe
+from trainer.recipe.published import scores_of_model
 
 _RUN_OPTIONS = ("recipe", "model", "data", "seed", "set_", "weights", "gpus", "procs")
 _ABLATION_OPTIONS = ("measure", "workers")
@@ -124,6 +125,35 @@ def diff(
 
 @app.command()
 @user_errors
-def recipes() -> None:
+def recipes(
+    model: Annotated[
+        str,
+        typer.Option(
+            help="Only recipes with a published score of this timm model, the best first, with "
+            "epochs, sizes, cost, and what timm measures of the weights."
+        ),
+    ] = "",
+) -> None:
     """List the recipes: what is special about each, published top-1, source."""
-    list_recipes()
+    if not model:
+        list_recipes()
+        return
+    scores_of_model(model)  # a model without scores is refused before torch is imported
+    from trainer.cli.recipe_choice import list_recipes_of  # torch: counts a model's multiply-adds
+
+    list_recipes_of(model)
+
+
+@app.command()
+@user_errors
+def which(
+    weights: Annotated[
+        str, typer.Option(help="Public weights by timm's name: resnet50.a1_in1k.")
+    ] = "",
+) -> None:
+    """Name the recipe that made public weights of timm, with its published score and what timm
+    measures of them.
+    """
+    if not weights:
+        raise UserError("weights= not given: which names a recipe; use weights=resnet50.a1_in1k")
+    name_recipe(weights)

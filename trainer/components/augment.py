@@ -7,6 +7,7 @@ from trainer.components.augmentation import Augmentation
 from trainer.components.auto_augment import AutoAugment
 from trainer.components.crops import Flip, RandomResizedCrop, Resize
 from trainer.components.erasing import RandomErasing
+from trainer.components.letterbox import Letterbox
 from trainer.components.lighting import Lighting
 from trainer.components.moves import PadCrop, VerticalFlip
 from trainer.components.photometric import (
@@ -30,6 +31,7 @@ __all__ = [
     "GaussianBlur",
     "Grayscale",
     "HueJitter",
+    "Letterbox",
     "Lighting",
     "PadCrop",
     "RandAugment",

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from trainer.base.component import Component, Positive
+from trainer.base.errors import PlanError
 
 
 class Distillation(Component):
@@ -33,6 +34,15 @@ class Distillation(Component):
     teacher: Annotated[str, Field(min_length=1)]
     weights: Annotated[str, Field(min_length=1)] | None = None
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+
+    def check(self, plan) -> None:
+        task = plan.recipe.of_task
+        if not task.is_timms:
+            raise PlanError(
+                f"distill: a teacher answers with classes of images, not for task {task.name}",
+                "leave distill out",
+                path=("distill",),
+            )
 
     def __call__(self, loss: Tensor, logits: Tensor, answers: Tensor) -> Tensor:
         """The loss to train with, a scalar in nats, from the recipe's own and the logits [B, K]

@@ -24,11 +24,12 @@ class Loss(Component):
     """How far answers are from targets.
 
     compares_splits: it is given several answers to each image, one for each of a recipe's
-    augment_splits.
+    augment_splits. takes_numbers: its targets may be any numbers, not shares alone.
     """
 
     kind: ClassVar[str] = "loss"
     compares_splits: ClassVar[bool] = False
+    takes_numbers: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -50,9 +51,13 @@ class Loss(Component):
 
 
 class ImageLoss(Loss):
-    """A loss of one answer an image; most are, and derive from this."""
+    """A loss of one answer an image; most are, and derive from this.
+
+    asks_each_class: each logit answers for itself, so that no class at all is an answer too.
+    """
 
     kind: ClassVar[str] = "loss"
+    asks_each_class: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -138,6 +143,7 @@ class _PerClass(ImageLoss):
     """
 
     is_linear: ClassVar[bool] = True
+    asks_each_class: ClassVar[bool] = True
     threshold: Annotated[float, Field(ge=0, lt=1)] | None = None
     sum_classes: bool = False
 
@@ -291,6 +297,31 @@ class CrossEntropy(_Weighted):
         if self.class_weights is not None:
             shares = shares * shares.new_tensor(self.class_weights)
         return shares.log()
+
+
+class SquaredError(ImageLoss):
+    """The squared difference of answers and targets.
+
+    Called with the answers and the targets of one micro-batch:
+        logits   [N, K] float
+        targets  [N, K] float, any numbers
+    gives a scalar in the targets' dtype, the mean over rows of the mean over K.
+
+    Source: He et al. 2021, arXiv:2111.06377, of pixels; Hui and Belkin 2020, arXiv:2006.07322, of
+    classes, whose rescaled form for many classes this is not.
+    """
+
+    name: Literal["mse"] = "mse"
+    is_linear: ClassVar[bool] = False
+    takes_numbers: ClassVar[bool] = True
+    example: ClassVar[dict[str, Any]] = {}
+
+    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The loss of one micro-batch: logits and targets [N, K] to a scalar."""
+        return functional.mse_loss(logits.to(targets.dtype), targets)
+
+    def best_logits(self, shares: Tensor) -> Tensor:
+        return shares.clone()
 
 
 class Dice(ImageLoss):

@@ -40,7 +40,8 @@ class TaskSection(Component):
     the main score. is_counted: it is a share of the images, each right or wrong. takes_padding: its
     targets know of places outside an image, so that crops may reach there. ignores_places: its
     targets say nothing of places, so that augmentations may move pixels after the crop. is_timms:
-    its model is the one that timm builds, with timm's classifier. answers_with_pictures: `predict`
+    its model is the one that timm builds, with timm's classifier, and a teacher's answers are those
+    of such a one too. answers_with_pictures: `predict`
     writes pictures (see Task.predict), not the names of classes.
     """
 

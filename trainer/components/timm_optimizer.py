@@ -11,7 +11,7 @@ import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from timm.optim import get_optimizer_info, list_optimizers
 
-from trainer.base.errors import did_you_mean
+from trainer.base.errors import ConfigError, did_you_mean
 
 # Which the recipe gives elsewhere, or the machine decides.
 _NOT_FIELDS = {
@@ -90,7 +90,8 @@ def check_fields(name: str, fields: Mapping[str, Any]) -> None:
     for key, value in fields.items():
         if key not in known:
             near = did_you_mean(key, known) or f"; there are {', '.join(known)}"
-            raise ValueError(f"timm's {name} has no field {key!r}{near}")
+            found = f"timm's {name} has no field {key!r}{near}"
+            raise ConfigError(found, path=("fields", key), kind="unknown_key")
         _check_type(name, known[key], value)
     missing = {key: value for key, value in numbers_of(name).items() if key not in fields}
     if missing:

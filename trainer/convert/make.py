@@ -10,12 +10,12 @@ from typing import Any
 
 from timm.models import is_model
 
-import trainer.models.zoo  # noqa: F401  registers its models with timm
 from trainer.base.errors import ConfigError, UserError, did_you_mean, printable
 from trainer.convert import from_convnext, from_timm, from_torchvision, timm_flags
 from trainer.convert.command_text import Command, find_command, read_source
 from trainer.convert.draft import Draft
 from trainer.convert.flags import Args, Flag, read_mapping, read_words
+from trainer.models.zoo import timm_name, torchvision_models
 from trainer.recipe.check import check
 from trainer.recipe.schema import Recipe
 
@@ -56,8 +56,8 @@ class Made:
 
     @property
     def has_model(self) -> bool:
-        """Does timm have a model of this name?"""
-        return is_model(self.model)
+        """Is it a name that `model=` takes?"""
+        return is_model(timm_name(self.model))
 
     def to_yaml(self) -> str:
         """The file: what a recipe cannot say stands in comments above it."""
@@ -162,9 +162,10 @@ def _made(draft: Draft, written: str) -> Made:
         recipe = check(Recipe, {**about, **draft.recipe()})
     except ConfigError as error:
         raise error.raised_as(UserError, place="args") from None
+    is_torchvisions = args.program == PROGRAMS["torchvision"].title
     return Made(
         recipe,
-        model,
+        torchvision_models.name_where_timm_lacks_it(model) if is_torchvisions else model,
         tuple(draft.lost),
         tuple((args.written(flag.key), flag.note) for flag in args.of_fate("setting")),
         tuple(args.written(flag.key) for flag in args.unread()),

@@ -245,7 +245,7 @@ def open_data(profile, data_dir: Path | None, in_beton: bool = False) -> OpenedD
 
     Raises DataError where they are not found or do not match the profile.
     """
-    layout = layout_of(data_dir)
+    layout = layout_of(data_dir, profile.task)
     if layout is not None and not in_beton:
         return OpenedData(
             *(layout.open_set(profile, data_dir, split) for split in ("train", "val"))

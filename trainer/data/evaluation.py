@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from trainer.components.crops import CropMode
 from trainer.data.datasets.builtin import ImageSet
-from trainer.data.decode import BadImage, evaluation_square, stack_squares
+from trainer.data.decode import BadImage, Planes, evaluation_square, stack_squares
+from trainer.data.transforms import fill_of
 from trainer.data.workers import Started, Watch, items_of, whole
 
 
@@ -50,6 +52,36 @@ class EvaluationStream:
             self.image_set.read(i), self.test_px, self.test_crop_share, self.interpolation,
             self.crop_mode, self.fill,
         )  # fmt: skip
+
+
+def whole_images(
+    images: ImageSet,
+    plan,
+    batch_images: int,
+    test_px: int,
+    kind: type[EvaluationStream] = EvaluationStream,
+) -> EvaluationStream:
+    """The batches of a set as a plan's recipe shows it in evaluations."""
+    image = plan.recipe.image
+    return kind(
+        images,
+        test_px=test_px,
+        test_crop_share=image.test_crop_share,
+        interpolation=image.test_interpolation,
+        batch_images=batch_images,
+        crop_mode=image.test_crop_mode or "center",
+        fill=fill_of(plan.profile),
+    )
+
+
+def whole_image(image: Image.Image | Planes, plan) -> Tensor:
+    """One image [1, C, px, px] uint8, shown so."""
+    sides, px = plan.recipe.image, plan.recipe.image.test_px
+    square = evaluation_square(
+        image, px, sides.test_crop_share, sides.test_interpolation,
+        sides.test_crop_mode or "center", fill_of(plan.profile),
+    )  # fmt: skip
+    return _channels_first(stack_squares([square], px), plan.profile.channels)
 
 
 def never_skipped(error: BadImage) -> BadImage:

@@ -32,13 +32,13 @@ def data_folder(data: str, data_dir: Path | None = None) -> Path | None:
     return Path(data) if data not in PROFILES and os.path.isdir(data) else None
 
 
-def find_profile(data: str, data_dir: Path | None = None) -> Profile:
+def find_profile(data: str, data_dir: Path | None = None, task: str | None = None) -> Profile:
     """The profile of `data`: a known name, a profile's .yaml, an image folder, or a folder of tar
     shards, parquet, `datasets` or .beton files.
 
     A folder's counts come from its index; it has three channels, ImageNet's mean and standard
     deviation, and no `adapt`. A .beton has the channels, mean and deviation of the profile that it
-    was written for.
+    was written for. task: what the targets are for, where a folder has those of several.
 
     Raises UserError if `data` is none of these, ConfigError for a mistake in a profile's .yaml.
     """
@@ -47,7 +47,7 @@ def find_profile(data: str, data_dir: Path | None = None) -> Profile:
     path = Path(data)
     if path.suffix in (".yaml", ".yml"):
         return _own_file(path, data_dir)
-    if (layout := layout_of(path)) is not None:
+    if (layout := layout_of(path, task)) is not None:
         return layout.profile(path)
     if os.path.isdir(path):
         return _folder_profile(path)

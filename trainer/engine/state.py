@@ -27,6 +27,7 @@ from trainer.engine.nan_debug import NanDebug
 from trainer.engine.precise_norm import StepStatistics
 from trainer.engine.shared_noise import SharedNoise
 from trainer.models.build import assemble, assembled, at_size
+from trainer.models.edit.hooks import ChangesInTraining
 from trainer.models.freezing import Freezing
 from trainer.models.initialization import is_head_loaded
 from trainer.models.parts.half_group_norm import use_half_group_norm
@@ -173,6 +174,8 @@ class TrainingState:
                 "use cuda_graphs=0",
             )
         self.freezing = Freezing(self.model, freeze, plan.steps_per_epoch)
+        modules = self.model.modules()
+        self.changing = [each for each in modules if isinstance(each, ChangesInTraining)]
         # after the average has copied the model without its hooks
         self.debug = NanDebug(self.model) if settings.debug == "nan" else None
         self.progress = Progress()

@@ -105,6 +105,8 @@ def optimizer_step(state: TrainingState, loader: Iterator, step: int) -> torch.T
     recipe = plan.recipe
     if state.freezing.set(step):
         state.gradients.expect_others()
+    for module in state.changing:
+        module.set_progress(step / plan.num_steps)
     for group in optimizer.param_groups:
         # older checkpoints have no lr_scale
         group["lr"] = plan.lr_at(step, state.progress.history) * group.get("lr_scale", 1.0)

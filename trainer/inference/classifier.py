@@ -21,6 +21,7 @@ from trainer.models.build import at_size, check_model_name
 from trainer.models.initialization import is_head_loaded, load_file
 from trainer.models.trained import classes_in_file, config_beside, num_logits, shown_as
 from trainer.models.weights import WeightsError, read_weights, weights_path
+from trainer.models.zoo import timm_name
 from trainer.runs.export import weights_digest
 from trainer.runs.run_folder import open_model, recipe_of
 
@@ -125,7 +126,7 @@ def of_weights(model: str, weights: str) -> Classifier:
     check_model_name(model)
     path = weights_path(weights)
     file = read_weights(path)
-    bare = model.partition(".")[0]
+    bare = timm_name(model.partition(".")[0])
     made = timm.create_model(bare)
     head = classes_in_file(made, file.tensors)
     if head != num_logits(made):

@@ -224,7 +224,7 @@ def trial_plan(plan: Plan, cut: OpenedData) -> Plan:
         deviations=plan.deviations,
         world_size=plan.world_size,
         bad_images=plan.bad_images,
-    ).with_counts(cut.train.labels)
+    ).with_counts(cut.train)
 
 
 def run(

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import trainer.models.zoo  # noqa: F401  registers its models with timm
 from trainer.base import streams
 from trainer.base.errors import PlanError, did_you_mean
 from trainer.models.edit.layer_kinds import FROZEN_NORMS, AnyBatchNorm, RunningNorm, can_join
@@ -21,6 +20,7 @@ from trainer.models.freezing import freeze_for_good
 from trainer.models.initialization import initialize_weights, scale_head
 from trainer.models.parts.depth import LayerScale
 from trainer.models.parts.norm_layers import StepNorm
+from trainer.models.zoo import timm_name, torchvision_models
 
 if TYPE_CHECKING:
     from trainer.recipe.plan import Plan
@@ -31,6 +31,9 @@ _OPTIONS = {
     "layer_scale": "ls_init_value",
     "head_init_scale": "head_init_scale",
     "dropout": "drop_rate",
+    "attention_dropout": "attn_drop_rate",
+    "projection_dropout": "proj_drop_rate",
+    "patch_px": "patch_size",
 }
 # what some of timm's models raise over images of a size that they do not take
 _REFUSALS = (RuntimeError, AssertionError, ValueError, TypeError)
@@ -38,17 +41,20 @@ _TRIED_PX = (32, 64, 96, 128, 160, 192, 224)  # sizes to suggest where a model r
 
 
 def check_model_name(model: str, place: str = "model") -> None:
-    """Refuse a model that timm does not have. place: what names it.
+    """Refuse a model that neither timm nor, as `torchvision:<name>`, torchvision has. place: what
+    names it.
 
     Raises PlanError with the nearest name.
     """
+    if model.startswith("torchvision"):
+        torchvision_models.check_name(model)
+        return
     # is_model looks only at what stands before the first point
     if not re.fullmatch(r"[A-Za-z0-9_.+-]+", model) or not timm.is_model(model):
-        known = timm.list_models()
-        raise PlanError(
-            f"{place}={model}: timm has no such model{did_you_mean(model, known)};"
-            f" use {place}=resnet50"
-        )
+        near, other = "", torchvision_models.name_where_timm_lacks_it(model)
+        if other == model:
+            near, other = did_you_mean(model, torchvision_models.known_models()), "resnet50"
+        raise PlanError(f"{place}={model}: timm has no such model{near}; use {place}={other}")
     try:
         timm.models.get_pretrained_cfg(model)
     except RuntimeError:
@@ -99,7 +105,11 @@ def assembled(plan: Plan) -> tuple[nn.Module, tuple[Replacement, ...]]:
     parts = [] if section is None else [part for _, part in section.parts()]
     layer_scale, head_scale = options.get("ls_init_value"), options.get("head_init_scale")
     if layer_scale is not None and not takes_option(plan.model, ls_init_value=layer_scale):
-        parts.append(LayerScale(start=options.pop("ls_init_value")))
+        del options["ls_init_value"]
+        if takes_option(plan.model, init_values=layer_scale):  # ViTs and their kin
+            options["init_values"] = layer_scale
+        else:
+            parts.append(LayerScale(start=layer_scale))
     is_timms = head_scale is None or takes_option(plan.model, head_init_scale=head_scale)
     if not is_timms:
         del options["head_init_scale"]
@@ -131,7 +141,7 @@ def _without_weights(model: str, **options: Any) -> nn.Module | None:
     """A timm model on the meta device; None where its class does not take the options."""
     try:
         with torch.device("meta"):
-            return timm.create_model(model, **options)
+            return timm.create_model(timm_name(model), **options)
     except (TypeError, ValueError, AssertionError, RuntimeError):
         return None
 
@@ -148,7 +158,7 @@ def size_options(plan: Plan) -> dict[str, Any]:
 
 def size_options_of(model: str, image_px: int, sizes: set[int]) -> dict[str, Any]:
     """The same of any timm model: built for image_px, shown all of the sizes."""
-    config = timm.models.get_pretrained_cfg(model)
+    config = timm.models.get_pretrained_cfg(timm_name(model))
     if config is None or not config.fixed_input_size:
         return {}
     options: dict[str, Any] = {}
@@ -422,7 +432,9 @@ def create_model(model: str, num_classes: int, channels: int, options: dict[str,
     Raises PlanError naming the option that the model's class does not take.
     """
     try:
-        return timm.create_model(model, num_classes=num_classes, in_chans=channels, **options)
+        return timm.create_model(
+            timm_name(model), num_classes=num_classes, in_chans=channels, **options
+        )
     except TypeError:
         refused = [
             name for name, value in options.items() if not takes_option(model, **{name: value})
@@ -451,7 +463,7 @@ def create_model(model: str, num_classes: int, channels: int, options: dict[str,
 def _no_last_gamma(model: str) -> str:
     """Why the last gammas of a timm model cannot start at zero."""
     with torch.device("meta"):
-        is_convnext = isinstance(timm.create_model(model), timm.models.ConvNeXt)
+        is_convnext = isinstance(timm.create_model(timm_name(model)), timm.models.ConvNeXt)
     return (
         f"the residual branches of {model} do not end in a norm"
         if is_convnext

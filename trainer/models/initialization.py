@@ -26,6 +26,7 @@ from trainer.models.weights import (
     read_weights,
     weights_path,
 )
+from trainer.models.zoo import timm_name
 
 _NUM_NAMED = 3
 _TRUNCATED = "truncated_normal"
@@ -302,7 +303,8 @@ def _load(
         remedy = (
             "use weights of this timm model, trained with the same parts in the `model` section"
         )
-        if (other := named_beside(weights.path)) not in (None, _architecture(model)):
+        other = named_beside(weights.path)
+        if other is not None and timm_name(other) != _architecture(model):
             remedy = f"these are weights of {other}: use model={other}, or other weights"
         if taken and pretrained.file:  # which only a recipe has
             remedy += f', or set="model.pretrained.partial=true" for the {len(taken)} that fit'

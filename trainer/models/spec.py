@@ -23,6 +23,7 @@ from trainer.models.parts.standardize import Standardization
 from trainer.models.parts.stems import Stem
 
 InnerShare = Annotated[float, Field(gt=0, lt=1)]
+ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
 
 # The order in which parts are applied: those that bring norms or activations of their own come
 # before those that replace norms or activations.
@@ -56,10 +57,11 @@ class Pretrained(StrictModel):
     """Pretrained weights to start from.
 
     file: a .safetensors file, a torch checkpoint of weights (.pth), a run folder, or
-    `timm:<model>.<tag>`, which is downloaded once. sha256: of the file's bytes, in hex: the weights
-    are part of the recipe. Without the two it is a recipe that starts from weights, and a run names
-    them (weights=). head: "new" leaves the classifier random; "kept" loads it where its shape fits.
-    partial: weights that are missing, unexpected or of another shape are left out; false: refused.
+    `timm:<model>.<tag>` or `torchvision:<model>.<tag>`, which is downloaded once. sha256: of the
+    file's bytes, in hex: the weights are part of the recipe. Without the two it is a recipe that
+    starts from weights, and a run names them (weights=). head: "new" leaves the classifier random;
+    "kept" loads it where its shape fits. partial: weights that are missing, unexpected or of
+    another shape are left out; false: refused.
     The first convolution is summed over its input channels for one-channel images; for more
     channels they are repeated and scaled, as timm does. Position embeddings of another image size
     are interpolated where timm does so.
@@ -101,12 +103,19 @@ class Model(StrictModel):
 
     zero_init_last: the last gamma of each residual branch starts at zero, whatever norm it belongs
     to. head_init_scale: what a new classifier's weights and biases are multiplied by, in any model.
+    attention_dropout, projection_dropout: of the weights of attention and behind its
+    projections and MLPs, where a model's class has them (CCT has 0.1 of the first, T2T-ViT's first
+    layers 0.1 of the second, if absent; timm's models none). patch_px: the side of a transformer's
+    patches, in place of what its name says.
     """
 
     zero_init_last: bool | None = None
     layer_scale: InnerShare | None = None
     head_init_scale: Annotated[float, Field(gt=0, le=100)] | None = None
     dropout: InnerShare | None = None
+    attention_dropout: ShareBelowOne | None = None
+    projection_dropout: ShareBelowOne | None = None
+    patch_px: Annotated[int, Field(ge=1, le=256)] | None = None
     isotropic: IsotropicBody | None = None
     body: StagedBody | None = None
     stem: Stem | None = None

@@ -12,7 +12,15 @@ from torch import Tensor, nn
 
 from trainer.base.json_text import json_file
 from trainer.models.initialization import head_places
-from trainer.models.weights import RUN, TIMM, WeightsError, read_weights, weights_path
+from trainer.models.weights import (
+    RUN,
+    TIMM,
+    TORCHVISION,
+    WeightsError,
+    read_weights,
+    weights_path,
+)
+from trainer.models.zoo import timm_name, torchvision_models
 
 
 @dataclass(frozen=True)
@@ -84,12 +92,13 @@ def shown_as(model: str, weights: str, path: Path) -> dict[str, Any]:
     them, else by the model's name.
     """
     own = config_beside(path).get("pretrained_cfg")
-    name = weights.removeprefix(TIMM) if weights.startswith(TIMM) else model
+    is_named = weights.startswith((TIMM, TORCHVISION))
+    name = weights.removeprefix(TIMM) if is_named else torchvision_models.tagged(model, path.name)
     try:
-        config = timm.get_pretrained_cfg(name)
+        config = timm.get_pretrained_cfg(timm_name(name))
     except RuntimeError:  # no such tag
         config = None
-    is_beside = isinstance(own, dict) and not weights.startswith(TIMM)
+    is_beside = isinstance(own, dict) and not is_named
     return (config.to_dict() if config else {}) | (own if is_beside else {})
 
 

@@ -25,14 +25,16 @@ from torch import Tensor, nn
 from trainer.base.disk import UnfitFile, read_regular
 from trainer.base.errors import UserError, did_you_mean
 from trainer.base.json_text import json_file
+from trainer.models.zoo import torchvision_models
 
 LARGEST_WEIGHTS_BYTES = 2**36  # read whole into memory
-TIMM = "timm:"
+TIMM, TORCHVISION = "timm:", torchvision_models.SCHEME
 RUN = "run:"
 _FILES = ("model.safetensors", "pytorch_model.bin")  # of a run folder, and of a timm local-dir:
 # where other programs keep the weights in their checkpoints; an average of them comes first
 _SECTIONS = ("state_dict_ema", "model_ema", "state_dict", "model")
 _PREFIXES = ("module.", "_orig_mod.", "model.")  # that wrappers put before every name
+_BODY = "body."  # of a model that a task has built around timm's: see trainer.tasks
 _REMEDY = "use a .safetensors or .pth file, or the folder of a finished run"
 
 
@@ -55,13 +57,15 @@ class WeightsFile:
 
 def weights_path(given: str) -> Path:
     """The file that is meant by a path, a folder with weights (a run's, timm's local-dir:),
-    `run:<name>`, which is runs/<name>, or `timm:<model>.<tag>`, which is downloaded to Hugging
-    Face's cache unless it is there.
+    `run:<name>`, which is runs/<name>, `timm:<model>.<tag>`, which is downloaded to Hugging Face's
+    cache unless it is there, or `torchvision:<model>.<tag>`, to torch's.
 
-    Raises WeightsError for a name that timm has no weights for, or a download that fails.
+    Raises WeightsError for a name that has no weights there, or a download that fails.
     """
     if given.startswith(TIMM):
         return _of_timm(given.removeprefix(TIMM))
+    if given.startswith(TORCHVISION):
+        return _of_torchvision(given)
     if given.startswith(RUN):
         given = f"runs/{given.removeprefix(RUN)}"
     path = Path(given.removeprefix("local-dir:"))
@@ -112,6 +116,7 @@ def as_model_names(model: nn.Module, weights: WeightsFile) -> WeightsFile:
     Raises WeightsError where timm's conversion fails on them.
     """
     own = model.state_dict()
+    weights = _of_body(own, weights)
     fits = all(
         name in weights.tensors and weights.tensors[name].shape == tensor.shape
         for name, tensor in own.items()
@@ -139,6 +144,23 @@ def as_model_names(model: nn.Module, weights: WeightsFile) -> WeightsFile:
         for name in sorted(resized)
     ]
     return WeightsFile(weights.path, weights.sha256, found, weights.notes + tuple(notes))
+
+
+def _of_body(own: Mapping[str, Tensor], weights: WeightsFile) -> WeightsFile:
+    """The weights of the timm model in one that a task has built around it; what stands beside it
+    there, heads or a decoder, is left out.
+    """
+    inner = {
+        name.removeprefix(_BODY): tensor
+        for name, tensor in weights.tensors.items()
+        if name.startswith(_BODY)
+    }
+    if not inner or any(name.startswith(_BODY) for name in own):
+        return weights
+    beside = [name for name in weights.tensors if not name.startswith(_BODY)]
+    parts = ", ".join(sorted({name.partition(".")[0] for name in beside}))
+    note = f"left out: {parts} ({len(beside)} tensors)" if beside else f"without {_BODY}"
+    return WeightsFile(weights.path, weights.sha256, inner, (*weights.notes, note))
 
 
 def adapt_input_channels(weight: Tensor, num_channels: int) -> Tensor:
@@ -264,3 +286,28 @@ def unreachable(url: str, timeout_s: float = 3.0) -> str:
     asking.start()
     asking.join(timeout_s)
     return found[0]
+
+
+def _of_torchvision(name: str) -> Path:
+    """The file of torchvision's weights of a name, downloaded unless it is in the cache."""
+    known = torchvision_models.known_weights(name.partition(".")[0])
+    url = known.get(name)
+    if url is None:
+        raise WeightsError(
+            f"{name}: torchvision has no such weights{did_you_mean(name, list(known))}",
+            f"use {' or '.join(known)}" if known else _REMEDY,
+        )
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if path.exists():
+        return path
+    digest = path.stem.rpartition("-")[2]  # the name ends in the first digits of its sha256
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), digest, progress=False)
+    except Exception as error:  # of the network, of the server, of the disk: whatever it raises
+        reason = " ".join(str(error).split())[:150] or type(error).__name__
+        raise WeightsError(
+            f"{name}: cannot be downloaded ({reason})",
+            f"download {url} where there is a network, and give its path",
+        ) from None
+    return path

@@ -330,4 +330,5 @@ def _link(recipe: Recipe, folder: str = "", short: bool = False) -> str:
 def _score(score: Score) -> str:
     spread = f" ± {score.std_pct}" if score.std_pct is not None else ""
     seeds = f" ({score.num_seeds} seeds)" if score.num_seeds is not None else ""
-    return f"{score.top1_pct}{spread}{seeds}"
+    data = f" on {score.data}" if score.data is not None else ""
+    return f"{score.top1_pct}{spread}{seeds}{data}"

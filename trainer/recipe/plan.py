@@ -58,9 +58,13 @@ class Plan:
         counts = self.class_counts or (1,) * self.profile.num_classes
         return self.recipe.loss.for_counts(np.array(counts))
 
-    def with_counts(self, labels: np.ndarray) -> Plan:
-        """The same plan over training images with these labels [N]."""
-        counts = np.bincount(labels, minlength=self.profile.num_classes).tolist()
+    def with_counts(self, images) -> Plan:
+        """The same plan over these training images, with the number of each class where the loss
+        depends on it.
+        """
+        if not self.recipe.loss.needs_counts:
+            return self
+        counts = np.bincount(images.labels, minlength=self.profile.num_classes).tolist()
         return replace(self, class_counts=tuple(counts))
 
     @property
@@ -175,7 +179,8 @@ class Plan:
         if self.plugins:
             science["plugins"] = sorted(self.plugins.values())
         recipe = f"{self.recipe.name}.v{self.recipe.version}"
-        prefix = f"{recipe}-{self.model}-{self.profile.name}-s{self.seed}-"
+        model = self.model.replace(":", "_")  # the name is that of a folder
+        prefix = f"{recipe}-{model}-{self.profile.name}-s{self.seed}-"
         return RunIdentity(prefix, science)
 
     def run_name(self, data_fingerprint: str) -> str:
@@ -213,6 +218,7 @@ def make_plan(
     steps_per_epoch = _steps_per_epoch(recipe, profile)
     _check_warmup(recipe, steps_per_epoch)
     _check_last_units(recipe, profile)
+    _check_classes(recipe)
     plan = Plan(
         recipe=recipe,
         page_digest=page_digest or recipe.digest,
@@ -261,8 +267,38 @@ def _check_name(plan: Plan) -> None:
         )
 
 
+def _check_classes(recipe: Recipe) -> None:
+    """What is made of the number of each class's images needs images of one class each."""
+    if recipe.of_task.is_counted:
+        return
+    for is_there, key in (
+        (recipe.sampling is not None, "sampling"),
+        (recipe.loss.needs_counts, "loss.class_weighting"),
+    ):
+        if is_there:
+            raise PlanError(
+                f"{key}: goes by the class of an image, and in task {recipe.of_task.name} it has"
+                " none",
+                f"leave {key} out",
+                path=tuple(key.split(".")),
+            )
+
+
 def check_settings(plan: Plan, settings) -> None:
-    """Refuse a machine on which a component of the recipe cannot work. Raises UserError."""
+    """Refuse a machine on which a component of the recipe cannot work, and settings that its task
+    or its end does not admit. Raises UserError.
+    """
+    if settings.test_px and not plan.recipe.of_task.is_counted:
+        raise PlanError(
+            f"test_px=: scores of task {plan.recipe.of_task.name} are of the recipe's own size",
+            "leave test_px out",
+        )
+    if settings.eval_every_epochs != 1 and plan.recipe.early_stopping:
+        raise PlanError(
+            f"eval_every={settings.eval_every_epochs}: early_stopping looks at the score of every"
+            " epoch",
+            "leave eval_every out",
+        )
     for part in parts_of(plan.recipe):
         part.check_settings(plan, settings)
 

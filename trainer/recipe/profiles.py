@@ -12,6 +12,7 @@ from pydantic import AfterValidator, Field, model_validator
 from trainer.base.component import Positive, StrictModel
 from trainer.base.errors import UserError, did_you_mean
 from trainer.base.names import one_name
+from trainer.base.scores import CLASSIFICATION
 from trainer.recipe.check import refuse
 
 ImageCount = Annotated[int, Field(gt=0)]
@@ -76,7 +77,7 @@ class Profile(StrictModel):
 
     file_is: ClassVar[str] = "data profile"
     name: Annotated[str, Field(pattern=r"^[\w.+-]+$"), AfterValidator(one_name)]
-    num_classes: Annotated[int, Field(ge=2)]
+    num_classes: ImageCount
     num_train: ImageCount
     num_val: ImageCount
     mean: tuple[ChannelMean, ...]
@@ -87,6 +88,12 @@ class Profile(StrictModel):
     images_of: Annotated[str, AfterValidator(_is_known)] | None = None
     task: str | None = None
     adapt: Adapt | None = None
+
+    @model_validator(mode="after")
+    def _classes_to_choose_from(self) -> Self:
+        if self.num_classes < 2 and self.task in (None, CLASSIFICATION):
+            raise refuse(("num_classes",), "one class leaves nothing to tell", "write 2 or more")
+        return self
 
     @model_validator(mode="after")
     def _a_mean_and_a_deviation_per_channel(self) -> Self:

@@ -170,8 +170,8 @@ class Image(StrictModel):
 
 
 class Score(StrictModel):
-    """One published top-1 on ImageNet-1k val, in per cent; sides in px where its source states
-    them.
+    """One published top-1 in per cent, on ImageNet-1k val unless `data` names another set known by
+    name; sides in px where its source states them.
 
     std_pct, num_seeds: top1_pct is then the mean over seeds. precision: what the source trained in
     (fp16 and bf16 mean mixed precision). epoch: whether it is the last epoch's score, or that of
@@ -186,3 +186,4 @@ class Score(StrictModel):
     num_seeds: Annotated[int, Field(ge=2)] | None = None
     precision: Literal["float32", "tf32", "fp16", "bf16"] | None = None
     epoch: Literal["best", "last"] | None = None
+    data: Literal["cifar10", "cifar100"] | None = None

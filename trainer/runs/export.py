@@ -19,6 +19,7 @@ from torch import nn
 from trainer.base.disk import write_atomically
 from trainer.engine.state import TrainingState
 from trainer.models.build import size_options, takes_option
+from trainer.models.zoo import timm_name
 from trainer.recipe.plan import Plan
 
 
@@ -44,12 +45,15 @@ def timm_facts(plan: Plan, classes: tuple[str, ...]) -> dict:
     image, profile = plan.recipe.image, plan.profile
     section = plan.recipe.model
     layer_scale = section.layer_scale if section else None
+    patch_px = section.patch_px if section else None
+    model = timm_name(plan.model)
     return {
         # timm would load the weights of a changed model into its own without a word where the names
         # are the same
-        "architecture": plan.model if is_timms(plan) else f"{plan.model}+{plan.recipe.name}",
+        "architecture": model if is_timms(plan) else f"{model}+{plan.recipe.name}",
         "num_classes": profile.num_classes,
         "model_args": ({} if layer_scale is None else {"ls_init_value": layer_scale})
+        | ({} if patch_px is None else {"patch_size": patch_px})
         | ({} if profile.channels == 3 else {"in_chans": profile.channels})
         | size_options(plan),
         "label_names": list(classes),

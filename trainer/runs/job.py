@@ -179,7 +179,10 @@ def plan_of(job: Job, check: Callable[[Plan], None] = lambda plan: None) -> Plan
 
 
 def _plan_of(job: Job) -> Plan:
-    profile = find_profile(job.data, job.data_dir)
+    task = None
+    if os.path.isdir(job.data):  # which may hold targets of several
+        task = open_recipe(find_recipe(job.recipe))[0].of_task.name
+    profile = find_profile(job.data, job.data_dir, task)
     page, _, recipe, deviations = resolve(job, profile)
     recipe, hashed = apply_overrides(recipe, hashed_teacher(recipe), "set")
     return make_plan(

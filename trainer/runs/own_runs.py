@@ -151,7 +151,7 @@ def _unfinished(folder: Path, state: str) -> OwnRun:
     lines = last_lines(folder / "metrics.jsonl")
     step = last_number(lines, "step") or 0
     recipe, scored = _recipe(folder / "recipe.yaml")
-    scores = [line for line in lines if line.get("weights") == scored and main_score(line)]
+    scores = [line for line in lines if line.get("weights", scored) == scored and main_score(line)]
     name, score = (main_score(scores[-1]) if scores else None) or (None, None)
     return OwnRun(
         folder.name,

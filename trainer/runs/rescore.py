@@ -62,7 +62,7 @@ def rescore(folder: Path, settings: Settings, data_dir: Path | None) -> tuple[Ro
     digest = weights_digest(model)
     model = model.to(settings.device, memory_format=memory_format)
     data = data_of_run(folder, row, data_dir)
-    plan = plan.with_counts(data.train.labels)
+    plan = plan.with_counts(data.train)
     with algorithms_kept():
         set_algorithms(settings)
         return row, evaluate(plan, settings, model, data.val_batches(plan, settings)), digest

@@ -80,7 +80,7 @@ def train_in_folder(
     """
     gpus = [torch.device(settings.device)] if settings.device.startswith("cuda") else []
     say = partial(console.print, markup=False, highlight=False)
-    plan = plan.with_counts(data.train.labels)
+    plan = plan.with_counts(data.train)
     with (
         data.started_for(plan, settings, ranks, say) as data,
         torch.random.fork_rng(gpus),

@@ -91,12 +91,13 @@ def _rates(lines: Sequence[dict], plan: Plan) -> Iterator[tuple[str, Any, Any]]:
     """The learning rates are the plan's; the first that is not is told."""
     average = plan.recipe.average
     scored = "average" if average is not None and average.is_scored else "model"
+    name = plan.recipe.of_task.scores[0]
     scores: list[float] = []  # before a line, for a rate that follows them
     for line in lines:
         if not isinstance(line, dict) or not isinstance(step := line.get("step"), int):
             continue
-        if line.get("weights") == scored and isinstance(line.get("top1_pct"), float):
-            scores.append(line["top1_pct"])
+        if line.get("weights") == scored and isinstance(line.get(name), float):
+            scores.append(line[name])
         if "loss_nats" not in line or not 0 < step <= plan.num_steps:
             continue
         if line.get("lr") != (wanted := plan.lr_at(step - 1, scores)):

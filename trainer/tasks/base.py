@@ -7,7 +7,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -73,12 +73,13 @@ class Shown(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What `predict` writes of one image: pictures by what their names end in (".png"), and one
-    line about them.
+    """What `predict` writes of one image: pictures by what their names end in (".png"), one line
+    about them, and what a program reads, one mapping of plain values for each thing found.
     """
 
     pictures: dict[str, Image.Image]
     line: str
+    answers: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,12 @@ class Task(ABC):
         unknown.
         """
         return None
+
+    def features(self, model: nn.Module, inputs: Tensor) -> Tensor:
+        """What a model makes of images before its classifier: [B, D] of its inputs [B, C, H, W];
+        of a timm model what its classifier sees.
+        """
+        return model.forward_head(model.forward_features(inputs), pre_logits=True)
 
     @abstractmethod
     def shown(self, pictures: np.ndarray, targets: Tensor, classes: Sequence[str]) -> list[Shown]:

@@ -14,10 +14,10 @@ from trainer.base.devices import sum_dtype
 from trainer.components.mixing import UnitMixes, one_hot_targets
 from trainer.components.task import Moved, TaskSection
 from trainer.data.datasets.builtin import ImageSet
-from trainer.data.evaluation import EvaluationStream
+from trainer.data.evaluation import EvaluationStream, whole_images
 from trainer.data.loader import MicroBatch, labels_of
 from trainer.data.profile import majority_pct
-from trainer.data.transforms import autocast, fill_of, model_inputs, scored_inputs
+from trainer.data.transforms import autocast, model_inputs, scored_inputs
 from trainer.tasks.base import Scores, Shown, Task, count_of
 from trainer.tasks.constant import bias_only_loss
 
@@ -198,16 +198,7 @@ class ClassificationSection(TaskSection):
     def evaluation_stream(
         self, images: ImageSet, plan, batch_images: int, test_px: int
     ) -> EvaluationStream:
-        image = plan.recipe.image
-        return EvaluationStream(
-            images,
-            test_px=test_px,
-            test_crop_share=image.test_crop_share,
-            interpolation=image.test_interpolation,
-            batch_images=batch_images,
-            crop_mode=image.test_crop_mode or "center",
-            fill=fill_of(plan.profile),
-        )
+        return whole_images(images, plan, batch_images, test_px)
 
 
 def _scored(model: nn.Module, images: Tensor) -> Tensor:

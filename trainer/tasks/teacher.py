@@ -155,9 +155,13 @@ def _check_plain(path: Path) -> None:
     weights are the same. Raises WeightsError.
     """
     beside = path.parent / "recipe.yaml"
-    section = load_recipe(beside).model if beside.is_file() else None
-    if section is not None and not section.is_plain:
-        changed = ", ".join(f"model.{key}" for key, _ in section.parts())
+    if not beside.is_file():
+        return
+    recipe = load_recipe(beside)
+    changed = ", ".join(f"model.{key}" for key, _ in recipe.model.parts()) if recipe.model else ""
+    if not recipe.of_task.is_timms:
+        changed = f"task {recipe.of_task.name}"
+    if changed:
         raise WeightsError(
             f"distill.weights: {path.parent}: its run changed timm's model ({changed})",
             "use a run of the plain model",

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import timm
 import torch
 from PIL import Image
+from timm.models import model_entrypoint
 
 from trainer.base.errors import ConfigError, UserError, did_you_mean
 from trainer.base.settings import make_settings
@@ -19,9 +19,10 @@ from trainer.data.dataset import OpenedData
 from trainer.engine.state import TrainingState
 from trainer.engine.train import optimizer_step
 from trainer.models.build import num_parameters
+from trainer.models.zoo import timm_name
 from trainer.recipe.plan import Plan, make_plan
 from trainer.recipe.profiles import IMAGENET_MEAN, IMAGENET_STD, PROFILES, Adapt, Profile
-from trainer.recipe.schema import from_random_weights
+from trainer.recipe.schema import from_random_weights, load_recipe
 from trainer.recipe.shipped import find_recipe, newest_recipe_paths
 from trainer.runs.job import Job, resolve
 
@@ -30,7 +31,7 @@ MODELS = (
     "convnext_tiny", "mobilenetv2_100", "efficientnet_b0", "ghostnet_100", "vgg11_bn",
     "deit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "pvt_v2_b0", "levit_128s",
     "tnt_s_legacy_patch16_224", "cct_7_3x1_32", "cvt_13", "pvt_tiny", "t2t_vit_7",
-    "shufflenet_v1_g3_100",
+    "shufflenet_v1_g3_100", "condensenetv2_a", "ea_resnet50", "torchvision:mobilenet_v3_small",
 )  # fmt: skip
 
 # Small enough for these models per recipe; two micro-batches, so that their gradients and BatchNorm
@@ -61,12 +62,12 @@ class MatrixCell:
 
 def chosen_recipes(names: str) -> list[str]:
     """The recipes that a text such as `A1 A2.v1` names, with their versions; for an empty one
-    the newest of all.
+    the newest of all that are for classification, as the matrix's noise is.
 
     Raises RecipeError for an unknown name.
     """
     if not names:
-        return [path.stem for path in newest_recipe_paths()]
+        return [path.stem for path in newest_recipe_paths() if load_recipe(path).task is None]
     return [find_recipe(name).stem for name in names.replace(",", " ").split()]
 
 
@@ -85,7 +86,8 @@ def chosen_models(names: str) -> Sequence[str]:
 
 def untested_family(model: str) -> str:
     """The module in timm that a model comes from, where MODELS has none of it; else empty."""
-    family, *tested = (timm.models.model_entrypoint(name).__module__ for name in (model, *MODELS))
+    entries = (model_entrypoint(timm_name(name)) for name in (model, *MODELS))
+    family, *tested = (entry.__module__ for entry in entries)
     return "" if family in tested else family.rpartition(".")[2]
 
 

@@ -313,6 +313,64 @@ def test_the_names_of_the_authors_weights_become_ours(name):
     assert set(found) == set(model.state_dict()) and len(names) == len(set(names))
 
 
+# Of the authors' weights, by the end of their names; "bias" and norms have the first axis alone.
+SHAPES = {
+    "cct_7_3x1_32": {
+        "conv_layers.0.0.weight": (256, 3, 3, 3), "positional_emb": (1, 256, 256),
+        "attention_pool.weight": (1, 256), "attention_pool.bias": (1,), "qkv.weight": (768, 256),
+        "self_attn.proj.weight": (256, 256), "linear1.weight": (512, 256), "linear1.bias": (512,),
+        "linear2.weight": (256, 512), "fc.weight": (10, 256), "fc.bias": (10,),
+        "weight": (256,), "bias": (256,),
+    },
+    "cvt_13": {
+        "stage0.patch_embed.proj.weight": (64, 3, 7, 7), "cls_token": (1, 1, 384),
+        "stage1.patch_embed.proj.weight": (192, 64, 3, 3), "head.weight": (1000, 384),
+        "stage2.patch_embed.proj.weight": (384, 192, 3, 3), "head.bias": (1000,),
+        "num_batches_tracked": (), "conv.weight": "w133", "fc1.weight": "4w", "fc1.bias": "4",
+        "fc2.weight": "w4", "norm1.weight": "w", "norm2.weight": "w", "bn.weight": "w",
+        "norm.weight": "w", "proj.weight": "ww", "proj_q.weight": "ww", "proj_k.weight": "ww",
+        "proj_v.weight": "ww", "bias": "w", "running_mean": "w", "running_var": "w",
+    },
+    "t2t_vit_7": {
+        "attention1.kqv.weight": (192, 147), "attention2.kqv.weight": (192, 576),
+        "kqv.bias": (192,), "attention1.norm1.weight": (147,), "attention2.norm1.weight": (576,),
+        "attention1.norm1.bias": (147,), "attention2.norm1.bias": (576,), ".w": (32, 64),
+        "project.weight": (256, 576), "project.bias": (256,), "qkv.weight": (768, 256),
+        "attn.proj.weight": (256, 256), "fc1.weight": (512, 256), "fc1.bias": (512,),
+        "fc2.weight": (256, 512), "cls_token": (1, 1, 256), "pos_embed": (1, 197, 256),
+        "head.weight": (1000, 256), "head.bias": (1000,), "attention1.proj.weight": (64, 64),
+        "attention2.proj.weight": (64, 64), "mlp.0.weight": (64, 64), "mlp.2.weight": (64, 64),
+        "attention1.norm2.weight": (64,), "attention2.norm2.weight": (64,),
+        "attention1.norm2.bias": (64,), "attention2.norm2.bias": (64,), "mlp.0.bias": (64,),
+        "mlp.2.bias": (64,), "attention1.proj.bias": (64,), "attention2.proj.bias": (64,),
+        "weight": (256,), "bias": (256,),
+    },
+}  # fmt: skip
+
+
+def shape_of(name, kinds):
+    shape = next(shape for end, shape in kinds.items() if name.endswith(end))
+    if isinstance(shape, tuple):
+        return shape
+    width = {"stage0": 64, "stage1": 192}.get(name.partition(".")[0], 384)
+    sizes = {"w": width, "4": 4 * width, "1": 1, "3": 3}
+    return tuple(sizes[one] for one in shape)
+
+
+@pytest.mark.parametrize(
+    ("name", "official"),
+    [
+        ("cct_7_3x1_32", lambda: official_cct(7)),
+        ("cvt_13", lambda: official_cvt((1, 2, 10))),
+        ("t2t_vit_7", lambda: official_t2t(7)),
+    ],
+)
+def test_the_authors_weights_have_our_shapes(name, official):
+    model = timm.create_model(name)
+    theirs = {each: torch.zeros(shape_of(each, SHAPES[name])) for each in official()}
+    model.load_state_dict(filter_of(model)(theirs, model))
+
+
 def test_the_authors_cct_keeps_its_two_norms_apart():
     model = timm.create_model("cct_2_3x2_32")
     theirs = {"classifier.fc.weight": torch.zeros(1)}

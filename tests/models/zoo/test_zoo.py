@@ -17,8 +17,8 @@ from trainer.data.dataset import open_data
 from trainer.engine.state import TrainingState
 from trainer.engine.train import optimizer_step
 from trainer.models import zoo
-from trainer.models.build import create_model, gmacs, num_parameters, takes_option
-from trainer.runs.export import export_model, is_timms
+from trainer.models.build import assembled, create_model, gmacs, num_parameters, takes_option
+from trainer.runs.export import export_model, is_timms, timm_facts
 
 # Weights and billions of multiply-adds at the model's own image size and classes, counted by running
 # the authors' code: SHI-Labs/Compact-Transformers, microsoft/CvT (f851e68), whai362/PVT,
@@ -63,6 +63,9 @@ SMALL = {
     "t2t_vit_7": {"img_size": 32},
     "t2t_vit_t_14": {"img_size": 32, "depth": 2},
     "shufflenet_v1_g3_050": {},
+    "condensenetv2_a": {},
+    "ea_resnet50": {"img_size": 32},
+    "vit_tiny_patch16_plain_224": {"img_size": 32},
 }
 NAMES = [
     name for name in timm.list_models() if timm.models.model_entrypoint(name).__module__.startswith(
@@ -149,7 +152,8 @@ def test_it_is_finite_in_float32_and_under_autocast(name):
 def test_its_weights_make_the_same_model(name):
     one, other = model_of(name).eval(), timm.create_model(name, **SMALL[name]).eval()
     with torch.no_grad():
-        assert not torch.equal(one(images()), other(images()))
+        # not the logits: big_vision's classifiers start at zero
+        assert not torch.equal(one.forward_features(images()), other.forward_features(images()))
         other.load_state_dict(one.state_dict())
         assert torch.equal(one(images()), other(images()))
 
@@ -205,7 +209,9 @@ def test_images_of_another_size_are_refused_where_positions_do_not_fit(name):
         assert free(images(own + 32)).isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["cct_2_3x2_32", "pvt_tiny", "cvt_13", "shufflenet_v1_g3_050"])
+@pytest.mark.parametrize(
+    "name", ["cct_2_3x2_32", "pvt_tiny", "cvt_13", "shufflenet_v1_g3_050", "condensenetv2_a"]
+)
 def test_a_recipe_trains_it_and_timm_opens_what_is_exported(name, tmp_path):
     plan = small_plan("A2", name, "drop_path=null repeats=null batch.images=8 batch.norm_images=8")
     settings = make_settings("cpu", workers="0")
@@ -232,3 +238,38 @@ def test_every_class_names_its_options():
     for name in SMALL:
         kinds = inspect.signature(type(model_of(name)).__init__).parameters.values()
         assert all(kind.kind is not kind.VAR_KEYWORD for kind in kinds)
+
+
+def _dropouts(model, place):
+    return {module.p for name, module in model.named_modules() if name.endswith(place)}
+
+
+def test_the_dropouts_that_a_model_brings_are_options_of_a_recipe():
+    def rates(name, place, overrides=""):
+        plan = small_plan("A2", name, overrides)
+        return _dropouts(assembled(plan)[0], place), plan.recipe.digest
+
+    own, digest = rates("cct_2_3x2_32", "attn_drop")
+    off, other = rates("cct_2_3x2_32", "attn_drop", "model.attention_dropout=0")
+    assert own == {0.1} and off == {0} and digest != other
+    assert rates("t2t_vit_7", "attention1.drop")[0] == {0.1}
+    less = rates("t2t_vit_7", "attention1.drop", "model.projection_dropout=0.05")[0]
+    assert less == {0.05}
+    assert rates("deit_tiny_patch16_224", "attn_drop", "model.attention_dropout=0.2")[0] == {0.2}
+
+
+def test_a_transformer_has_the_patches_of_its_recipe():
+    plan = small_plan("A2", "deit_tiny_patch16_224", "model.patch_px=4")
+    model, _ = assembled(plan)
+    assert model.pos_embed.shape == (1, 1 + 8 * 8, 192)
+    assert timm_facts(plan, tuple("0123456789"))["model_args"]["patch_size"] == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [("resnet18", "attention_dropout"), ("resnet18", "patch_px"), ("cct_2_3x2_32", "projection_dropout")],
+)  # fmt: skip
+def test_an_option_of_other_models_is_refused_by_its_key(name, option):
+    value = 4 if option == "patch_px" else 0.1
+    with pytest.raises(PlanError, match=rf'set="model.{option}=null"'):
+        assembled(small_plan("A2", name, f"model.{option}={value}"))

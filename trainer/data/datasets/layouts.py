@@ -123,10 +123,14 @@ def profile_name(root: Path) -> str:
     return name.decode(errors="ignore") or "root"
 
 
-def layout_of(root: Path | str | None) -> Layout | None:
-    """The layout of a folder; None where it is of none, such as one of class folders."""
+def layout_of(root: Path | str | None, task: str | None = None) -> Layout | None:
+    """The layout of a folder, of several that of a task, as VOC's has boxes and masks; None where
+    it is of none, such as one of class folders.
+    """
     if root is None or not os.path.isdir(root):
         return None
     if TaskSection.defined_in:
         importlib.import_module(TaskSection.defined_in)  # above: tasks define the layouts
-    return next((one for one in _LAYOUTS.values() if one.holds(Path(root))), None)
+    found = [one for one in _LAYOUTS.values() if one.holds(Path(root))]
+    of_task = [one for one in found if one.task == task]
+    return next(iter(of_task + found), None)

@@ -15,6 +15,7 @@ from trainer.base.settings import Settings
 from trainer.base.streams import uniforms
 from trainer.inference.classifier import Classifier, ImageFacts
 from trainer.inference.export.formats import Engine
+from trainer.models.edit.hooks import converted
 from trainer.models.trained import num_logits
 
 _TIE_SHARE = 1e-4  # of an image's range of logits: two so near are equally good answers
@@ -78,8 +79,11 @@ class _Mirrored(nn.Module):
 
 
 def as_exported(classifier: Classifier) -> nn.Module:
-    """The module whose logits are the classifier's: both halves of a mirrored evaluation."""
-    return _Mirrored(classifier.model).eval() if classifier.test_flip else classifier.model
+    """The module whose logits are the classifier's, in its form for use: both halves of a mirrored
+    evaluation.
+    """
+    model = converted(classifier.model)
+    return _Mirrored(model).eval() if classifier.test_flip else model
 
 
 def ran_by(classifier: Classifier, engine: Engine) -> Classifier:

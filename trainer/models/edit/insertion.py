@@ -260,10 +260,12 @@ def output_shapes(
     )
 
 
-def check_inserted(model: nn.Module, part: str, places: Iterable[tuple[str, str]]) -> None:
+def check_inserted(
+    model: nn.Module, part: str, places: Iterable[tuple[str, str]], image_px: int | None = None
+) -> None:
     """Check that each new module runs once per forward pass, and not on its block's input.
 
-    places: for each, its block's dotted name and its own.
+    places: for each, its block's dotted name and its own. image_px: see `record_calls`.
 
     Raises ReplacementError otherwise: some of timm's blocks have such an attribute that they never
     call, or call on the shortcut.
@@ -271,7 +273,10 @@ def check_inserted(model: nn.Module, part: str, places: Iterable[tuple[str, str]
     places = list(places)
     given: dict[str, list[int]] = {name: [] for place in places for name in place}
     for name, storage in record_calls(
-        model, given, lambda name, _, given, made: (name, given.untyped_storage().data_ptr())
+        model,
+        given,
+        lambda name, _, given, made: (name, given.untyped_storage().data_ptr()),
+        image_px,
     ):
         given[name].append(storage)
     for block, name in places:

@@ -33,6 +33,9 @@ from trainer.models.edit.replacement import (
 )
 from trainer.models.edit.stages import blocks
 
+# timm's transformer blocks have two residual branches, each with a module of its own at its end
+_OF_TRANSFORMERS = ("drop_path1", "drop_path2")
+
 
 class StochasticDepth(Part):
     """How the recipe's drop_path drops residual branches: `model.stochastic_depth`.
@@ -61,8 +64,13 @@ class StochasticDepth(Part):
             )
         names = [name for stage in blocks(model) for name in stage]
         rates = {name: rate * self._share(place, len(names)) for place, name in enumerate(names)}
-        places = [self._put(model, name, rates[name]) for name in names if rates[name] > 0]
-        check_inserted(model, "stochastic_depth", places)
+        places = [
+            place
+            for name in names
+            if rates[name] > 0
+            for place in self._put(model, name, rates[name])
+        ]
+        check_inserted(model, "stochastic_depth", places, image_px)
         note = (
             f"rate {min(rates.values()):g} to {rate:g} over {len(names)} blocks, "
             f"sampled per {self.per}"
@@ -75,18 +83,21 @@ class StochasticDepth(Part):
     def _share(self, place: int, num_blocks: int) -> float:
         return 1.0 if self.over_depth == "constant" else place / max(num_blocks - 1, 1)
 
-    def _put(self, model: nn.Module, name: str, rate: float) -> tuple[str, str]:
+    def _put(self, model: nn.Module, name: str, rate: float) -> list[tuple[str, str]]:
         block = model.get_submodule(name)
-        if not hasattr(block, "drop_path"):
+        new = DropPath if self.per == "sample" else BatchDropPath
+        if hasattr(block, "drop_path"):
+            add_to_branch_end(block, "drop_path", new(rate))
+            inner = ".drop_path" if type(block.drop_path) is nn.Sequential else ""
+            return [(name, f"{name}.drop_path{inner}")]
+        if not all(hasattr(block, key) for key in _OF_TRANSFORMERS):
             raise ReplacementError(
                 f"model.stochastic_depth: {name} is a {type(block).__name__}, which has "
                 "no drop_path; leave model.stochastic_depth out"
             )
-        add_to_branch_end(
-            block, "drop_path", DropPath(rate) if self.per == "sample" else BatchDropPath(rate)
-        )
-        inner = ".drop_path" if type(block.drop_path) is nn.Sequential else ""
-        return name, f"{name}.drop_path{inner}"
+        for key in _OF_TRANSFORMERS:
+            setattr(block, key, new(rate))
+        return [(name, f"{name}.{key}") for key in _OF_TRANSFORMERS]
 
 
 class DropBlock(Part):

@@ -41,18 +41,18 @@ class TokenPerformer(nn.Module):
     Source: Choromanski et al. 2020, arXiv:2009.14794.
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, drop: float = 0.0) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim)
         self.kqv = nn.Linear(dim, 3 * _TOKEN_DIM)
         self.proj = nn.Linear(_TOKEN_DIM, _TOKEN_DIM)
-        self.drop = nn.Dropout(0.1)
+        self.drop = nn.Dropout(drop)
         self.norm2 = nn.LayerNorm(_TOKEN_DIM)
         self.mlp = nn.Sequential(
             nn.Linear(_TOKEN_DIM, _TOKEN_DIM),
             nn.GELU(),
             nn.Linear(_TOKEN_DIM, _TOKEN_DIM),
-            nn.Dropout(0.1),
+            nn.Dropout(drop),
         )
         rows = nn.init.orthogonal_(torch.empty(_NUM_FEATURES, _TOKEN_DIM))
         self.w = nn.Parameter(rows * math.sqrt(_NUM_FEATURES), requires_grad=False)
@@ -109,16 +109,16 @@ def _in_float32(x: Tensor) -> AbstractContextManager[object]:
     return torch.autocast(device, enabled=False)
 
 
-_TOKENS = {"performer": TokenPerformer, "transformer": TokenTransformer}
-
-
 class TokensToToken(nn.Module):
     """Images [B, C, H, W] as tokens [B, N, embed_dim], N = H * W / 256."""
 
-    def __init__(self, kind: str, in_chans: int, embed_dim: int) -> None:
+    def __init__(self, kind: str, in_chans: int, embed_dim: int, drop: float) -> None:
         super().__init__()
-        self.attention1 = _TOKENS[kind](in_chans * 7 * 7)
-        self.attention2 = _TOKENS[kind](_TOKEN_DIM * 3 * 3)
+        widths = in_chans * 7 * 7, _TOKEN_DIM * 3 * 3
+        self.attention1, self.attention2 = (
+            TokenPerformer(dim, drop) if kind == "performer" else TokenTransformer(dim)
+            for dim in widths
+        )
         self.project = nn.Linear(_TOKEN_DIM * 3 * 3, embed_dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -140,8 +140,8 @@ def _split_size(size: tuple[int, int], kernel: int, stride: int, padding: int) -
 
 class T2TViT(ZooModel):
     """img_size: the side of images, which the fixed positions depend on; dynamic_img_size: they are
-    computed anew for others. They and the Performers'
-    features are weights that do not train. They train with a drop_path_rate of 0.1.
+    computed anew for others. They and the Performers' features are weights that do not train.
+    proj_drop_rate: of the Performers alone. The authors train with a drop_path_rate of 0.1.
     """
 
     def __init__(
@@ -156,6 +156,7 @@ class T2TViT(ZooModel):
         tokens: Literal["performer", "transformer"] = "performer",
         dynamic_img_size: bool = False,
         drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.1,
         drop_path_rate: float = 0.0,
     ) -> None:
         super().__init__(in_chans, embed_dim, drop_rate)
@@ -164,7 +165,7 @@ class T2TViT(ZooModel):
         size = self.img_size = to_2tuple(img_size)
         for split in _SPLITS:
             size = _split_size(size, *split)
-        self.tokens = TokensToToken(tokens, in_chans, embed_dim)
+        self.tokens = TokensToToken(tokens, in_chans, embed_dim, proj_drop_rate)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         positions = sinusoid_positions(1 + size[0] * size[1], embed_dim)
         self.pos_embed = nn.Parameter(positions, requires_grad=False)

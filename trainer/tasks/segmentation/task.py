@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from trainer.base.component import Positive
+from trainer.base.devices import sum_dtype
 from trainer.base.errors import PlanError, UserError
 from trainer.components.mixing import one_hot_targets
 from trainer.components.task import Moved, TaskSection
@@ -155,8 +156,9 @@ class Segmentation(Task):
         right = masks[is_scored].long()
         called = logits.argmax(1)[is_scored]
         confusion = torch.bincount(right * number + called, minlength=number * number)
-        loss = self._of_pixels(logits, masks, None).double() * len(right)
-        return torch.cat([confusion.double(), loss[None]])
+        dtype = sum_dtype(device)
+        loss = self._of_pixels(logits, masks, None).to(dtype) * len(right)
+        return torch.cat([confusion.to(dtype), loss[None]])
 
     def scored(self, model: nn.Module, images: Tensor, size: Sequence[int]) -> Tensor:
         """Scores [B, K, *size] of whole images [B, C, h, w] uint8 on the device; with

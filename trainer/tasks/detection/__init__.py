@@ -1,0 +1,9 @@
+"""Boxes of some classes in each image: COCO's and VOC's sets, RetinaNet on any timm model of
+several stages, COCO's mean average precision.
+"""
+
+from __future__ import annotations
+
+from trainer.tasks.detection.task import Detection, DetectionScores, DetectionSection
+
+__all__ = ["Detection", "DetectionScores", "DetectionSection"]
