@@ -98,8 +98,8 @@ def shown_as(model: str, weights: str, path: Path) -> dict[str, Any]:
         config = timm.get_pretrained_cfg(timm_name(name))
     except RuntimeError:  # no such tag
         config = None
-    is_beside = isinstance(own, dict) and not is_named
-    return (config.to_dict() if config else {}) | (own if is_beside else {})
+    facts = config.to_dict() if config else {}
+    return facts | (own if isinstance(own, dict) and not is_named else {})
 
 
 def config_beside(path: Path) -> dict[str, Any]:
