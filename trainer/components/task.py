@@ -6,8 +6,7 @@ from __future__ import annotations
 
 import functools
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from torch import Tensor, nn
@@ -31,6 +30,14 @@ class Moved(NamedTuple):
     boxes: np.ndarray
     is_flipped: np.ndarray
     image_px: int
+
+
+class Batches(Protocol):
+    """Batches by number: (images [B, C, H, W] uint8, targets [B, ...]), or a BadImage."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int, /) -> Any: ...
 
 
 class TaskSection(Component):
@@ -65,7 +72,7 @@ class TaskSection(Component):
         """
 
     @abstractmethod
-    def evaluation_stream(self, images, plan, batch_images: int, test_px: int) -> Sequence:
+    def evaluation_stream(self, images, plan, batch_images: int, test_px: int) -> Batches:
         """Batches (images [B, C, H, W] uint8, targets [B, ...]) by number, every image of the set
         once, in order; BadImage in place of a batch with one that is bad.
         """
@@ -90,7 +97,16 @@ class TaskSection(Component):
             )
 
 
+def scores_of_tasks() -> list[str]:
+    """The names of all tasks' scores."""
+    return [name for one in _tasks() for name in one.scores]
+
+
 @functools.cache
 def default_task() -> TaskSection:
     """Of a recipe that names none."""
-    return next(one for one in registered(TaskSection) if tag_of(one) == CLASSIFICATION)()
+    return next(one for one in _tasks() if tag_of(one) == CLASSIFICATION)()
+
+
+def _tasks() -> list[type[TaskSection]]:
+    return [one for one in registered(TaskSection) if issubclass(one, TaskSection)]

@@ -13,6 +13,7 @@ from trainer.base.plural import counted
 from trainer.base.scores import score_label
 from trainer.base.stats import Difference, compare_cells
 from trainer.recipe import tree
+from trainer.recipe.check import ABOUT
 from trainer.report.notes import ROW_FACTS
 from trainer.report.tables import CellSummary, Table
 from trainer.runs.results import FOUND_ORIGINS, Row, RowError, read_row, read_row_file
@@ -96,7 +97,7 @@ def row_differences(a: Row, b: Row) -> tuple[RowDifference, ...]:
         *_differing("run", {name: ROW_FACTS[name] for name in _RUN}, a, b),
         *_differing("run", {"seed": lambda row: str(row.seed)}, a, b),
         *_differing_deviations(a, b),
-        *_differing("score", _SCORES | _of_tasks(a, b), a, b),
+        *_differing("score", {**_SCORES, **_of_tasks(a, b)}, a, b),
         *_differing("cost", _COSTS, a, b),
         *_differing("machine", {name: ROW_FACTS[name] for name in _MACHINE}, a, b),
         *_differing_versions(a, b),
@@ -136,7 +137,11 @@ _COSTS: _Properties = {
 def _of_tasks(*rows: Row) -> _Properties:
     """The scores that tasks other than classification give a row."""
     names = dict.fromkeys(name for row in rows for name in row.scores_pct)
-    return {f"{score_label(n)} %": lambda row, n=n: row.scores_pct.get(n) for n in names}
+
+    def of(name: str) -> Callable[[Row], object]:
+        return lambda row: row.scores_pct.get(name)
+
+    return {f"{score_label(name)} %": of(name) for name in names}
 
 
 def _differing(section: str, properties: _Properties, a: Row, b: Row) -> Iterator[RowDifference]:
@@ -155,7 +160,7 @@ def _differing_deviations(a: Row, b: Row) -> Iterator[RowDifference]:
     if a.resolved_recipe is not None and b.resolved_recipe is not None:
         recipes = tree.from_json(a.resolved_recipe), tree.from_json(b.resolved_recipe)
         for path, *values in tree.differences(*recipes):
-            if path.partition(".")[0] not in tree.ABOUT:
+            if path.partition(".")[0] not in ABOUT:
                 shown = (tree.shown(value, exact=True) for value in values)
                 yield RowDifference("deviation", path, *shown)
         changes = [[one for one in row.deviations if one.origin in FOUND_ORIGINS] for row in (a, b)]

@@ -16,7 +16,6 @@ from typing import Literal
 from trainer.ablation.cells import Cell, command
 from trainer.ablation.questions import Question
 from trainer.base.commands import command as command_line
-from trainer.base.component import registered
 from trainer.base.errors import UserError, did_you_mean
 from trainer.base.plural import plural
 from trainer.base.scores import CLASSIFICATION, score_label
@@ -32,7 +31,7 @@ from trainer.base.stats import (
     seeds_needed,
     std_of,
 )
-from trainer.components.task import TaskSection
+from trainer.components.task import scores_of_tasks
 from trainer.report.effects import FactorEffect, effects_of
 from trainer.runs.results import Row
 
@@ -222,8 +221,7 @@ def find_metric(name: str) -> Metric:
         return METRICS[name]
     known = METRICS | {
         score.removesuffix("_pct"): Metric(score.removesuffix("_pct"), score_label(score), "%", 2)
-        for task in registered(TaskSection)  # which takes a second to import
-        for score in task.scores
+        for score in scores_of_tasks()  # which takes a second to import
     }
     if name not in known:
         raise UserError(

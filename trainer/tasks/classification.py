@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -188,7 +188,7 @@ class ClassificationSection(TaskSection):
     scores: ClassVar[tuple[str, ...]] = ("top1_pct", "top5_pct")
     is_counted: ClassVar[bool] = True
 
-    def bound(self, plan, settings) -> Task:
+    def bound(self, plan: Any, settings: Any) -> Task:
         return Classification(plan, settings)
 
     def targets(self, images: ImageSet, places: np.ndarray, moved: Moved) -> Tensor:
@@ -196,7 +196,7 @@ class ClassificationSection(TaskSection):
         return labels_of(images, places, moved)
 
     def evaluation_stream(
-        self, images: ImageSet, plan, batch_images: int, test_px: int
+        self, images: ImageSet, plan: Any, batch_images: int, test_px: int
     ) -> EvaluationStream:
         return whole_images(images, plan, batch_images, test_px)
 

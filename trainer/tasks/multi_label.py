@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -295,7 +295,7 @@ class MultiLabelSection(TaskSection):
     scores: ClassVar[tuple[str, ...]] = ("mAP_pct",)
     answers_with_pictures: ClassVar[bool] = True  # a softmax over its classes would mean nothing
 
-    def bound(self, plan, settings) -> Task:
+    def bound(self, plan: Any, settings: Any) -> Task:
         return MultiLabel(plan, settings)
 
     def targets(self, images: LabelledSet, places: np.ndarray, moved: Moved) -> Tensor:
@@ -303,11 +303,11 @@ class MultiLabelSection(TaskSection):
         return torch.from_numpy(images.table[places])
 
     def evaluation_stream(
-        self, images: LabelledSet, plan, batch_images: int, test_px: int
+        self, images: LabelledSet, plan: Any, batch_images: int, test_px: int
     ) -> EvaluationStream:
         return whole_images(images, plan, batch_images, test_px, PlacedStream)
 
-    def check(self, plan) -> None:
+    def check(self, plan: Any) -> None:
         super().check(plan)
         recipe = plan.recipe
         if recipe.loss.name in _OF_ONE_CLASS:

@@ -49,12 +49,23 @@ class ImageSet(Protocol):
     image costs next to nothing.
     """
 
-    num_images: int
-    num_channels: int
-    labels: np.ndarray
-    classes: tuple[str, ...]
-    fingerprint: str
-    is_in_memory: bool
+    @property
+    def num_images(self) -> int: ...
+
+    @property
+    def num_channels(self) -> int: ...
+
+    @property
+    def labels(self) -> np.ndarray: ...
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def is_in_memory(self) -> bool: ...
 
     def read(self, i: int) -> Image.Image | Planes:
         """Image i, in num_channels; or grey ("L") for three in a set that is grey throughout.

@@ -270,7 +270,7 @@ class MaskedAutoencoderSection(TaskSection):
         "decoder": {"width": 512, "blocks": 8, "heads": 16},
     }
 
-    def bound(self, plan, settings) -> Task:
+    def bound(self, plan: Any, settings: Any) -> Task:
         return MaskedAutoencoding(plan, settings)
 
     def numbers(self, plan) -> tuple[int, int]:
@@ -283,20 +283,20 @@ class MaskedAutoencoderSection(TaskSection):
         return torch.from_numpy(places.astype(np.int64))
 
     def evaluation_stream(
-        self, images: ImageSet, plan, batch_images: int, test_px: int
+        self, images: ImageSet, plan: Any, batch_images: int, test_px: int
     ) -> EvaluationStream:
         return whole_images(images, plan, batch_images, test_px, NumberedStream)
 
-    def model_of(self, plan, body: nn.Module) -> MaskedAutoencoder:
+    def model_of(self, plan: Any, body: nn.Module) -> MaskedAutoencoder:
         section, decoder = plan.recipe.model, self.decoder
         sizes = decoder.width, decoder.blocks, decoder.heads
         made = autoencoder_of(plan.model, body, sizes, self.patch_px, self.numbers(plan)[1])
         return initialized(made, with_body=section is None or section.pretrained is None)
 
-    def check_data(self, profile) -> None:
+    def check_data(self, profile: Any) -> None:
         """Any images do."""
 
-    def check(self, plan) -> None:
+    def check(self, plan: Any) -> None:
         """Are there no keys that mean classes, and as many patches everywhere?"""
         super().check(plan)
         recipe = plan.recipe

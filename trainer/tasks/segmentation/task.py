@@ -246,7 +246,7 @@ class SegmentationSection(TaskSection):
     answers_with_pictures: ClassVar[bool] = True
     example: ClassVar[dict[str, Any]] = {"head": {"name": "fcn", "dropout": 0.1}}
 
-    def bound(self, plan, settings) -> Task:
+    def bound(self, plan: Any, settings: Any) -> Task:
         return Segmentation(plan, settings)
 
     def targets(self, images: MaskedSet, places: np.ndarray, moved: Moved) -> Tensor:
@@ -254,18 +254,18 @@ class SegmentationSection(TaskSection):
         return moved_masks(images, places, moved)
 
     def evaluation_stream(
-        self, images: MaskedSet, plan, batch_images: int, test_px: int
+        self, images: MaskedSet, plan: Any, batch_images: int, test_px: int
     ) -> MaskedStream:
         return MaskedStream(images, test_px, plan.recipe.image.test_interpolation)
 
     def model_options(self) -> dict[str, Any]:
         return {} if self.output_stride is None else {"output_stride": self.output_stride}
 
-    def model_of(self, plan, body: nn.Module) -> SegmentationModel:
+    def model_of(self, plan: Any, body: nn.Module) -> SegmentationModel:
         has_aux = self.aux_weight is not None
         return with_heads(plan.model, body, self.head, plan.profile.num_classes, has_aux)
 
-    def check(self, plan) -> None:
+    def check(self, plan: Any) -> None:
         """Are there no keys that mean whole images?"""
         super().check(plan)
         recipe = plan.recipe
