@@ -160,7 +160,7 @@ def test_positions_and_first_weights_are_the_papers(recipe):
         assert 0.95 * bound < layer.weight.abs().max() <= bound and not layer.bias.any()
     projection = model.body.patch_embed.proj.weight
     assert 0.95 < projection.abs().max() / math.sqrt(6 / (64 + 48)) <= 1
-    assert float(model.decoder.mask_token.std()) == pytest.approx(0.02, rel=0.5)
+    assert model.decoder.mask_token.std().item() == pytest.approx(0.02, rel=0.5)
 
 
 def test_scores_are_exact_however_the_batches_are_shared(recipe, digits):

@@ -318,7 +318,7 @@ def test_killed_it_resumes_to_the_same_bits(root, recipe, tmp_path):
             env=os.environ | {"PYTHONPATH": path},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
         )
 
     assert end_of("straight", "step", "99").returncode == 0

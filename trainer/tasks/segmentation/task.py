@@ -278,6 +278,8 @@ class SegmentationSection(TaskSection):
             "mix": recipe.mix is not None,
             "augment_splits": recipe.augment_splits is not None,
             "distill": recipe.distill is not None,
+            "sampling": recipe.sampling is not None,
+            "image.test_crop_mode": recipe.image.test_crop_mode is not None,
             **{f"augment.{name}": True for name in moving},
             "image.growth.shrink": growth is not None and growth.shrink is not None,
             "model.head_init_scale": bool(recipe.model and recipe.model.head_init_scale),
