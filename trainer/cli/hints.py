@@ -204,7 +204,7 @@ train
   launch-slurm  write a Slurm job file that trains
 
 recipes
-  recipes       list the recipes; model=: those with a score of it, and their cost
+  recipes       list the recipes; model=: those with a score of it, their cost
   which         the recipe that made public weights: weights=resnet50.a1_in1k
   explain       every value of a recipe and where it comes from
   diff          the values in which two recipes differ

@@ -55,7 +55,8 @@ class PlainViT(VisionTransformer):
             dynamic_img_size=dynamic_img_size, drop_rate=drop_rate, drop_path_rate=drop_path_rate,
             weight_init="jax",
         )  # fmt: skip
-        positions = sincos_positions(*self.patch_embed.grid_size, self.embed_dim)
+        height, width = self.patch_embed.grid_size
+        positions = sincos_positions(height, width, self.embed_dim)
         self.pos_embed = nn.Parameter(positions, requires_grad=False)
         self.pre_logits = nn.Linear(self.embed_dim, self.embed_dim)
         lecun_normal_(self.pre_logits.weight)
@@ -73,9 +74,11 @@ class PlainViT(VisionTransformer):
     def _pos_embed(self, x: Tensor) -> Tensor:
         if not self.dynamic_img_size:
             return super()._pos_embed(x)
-        grid, positions = (x.shape[1], x.shape[2]), self.pos_embed
-        if grid != self.patch_embed.grid_size:
-            positions = sincos_positions(*grid, self.embed_dim).to(positions)
+        height, width = x.shape[1], x.shape[2]
+        assert self.pos_embed is not None
+        positions: Tensor = self.pos_embed
+        if (height, width) != self.patch_embed.grid_size:
+            positions = sincos_positions(height, width, self.embed_dim).to(positions)
         return x.flatten(1, 2) + positions
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
