@@ -96,7 +96,7 @@ def row_differences(a: Row, b: Row) -> tuple[RowDifference, ...]:
         *_differing("run", {name: ROW_FACTS[name] for name in _RUN}, a, b),
         *_differing("run", {"seed": lambda row: str(row.seed)}, a, b),
         *_differing_deviations(a, b),
-        *_differing("score", _SCORES | _of_tasks(a, b), a, b),
+        *_differing("score", {**_SCORES, **_of_tasks(a, b)}, a, b),
         *_differing("cost", _COSTS, a, b),
         *_differing("machine", {name: ROW_FACTS[name] for name in _MACHINE}, a, b),
         *_differing_versions(a, b),
