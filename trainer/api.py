@@ -240,7 +240,7 @@ def lr_find(
     """
     _load_plugins(plugins)
     request = Request(ramp, low, high, steps, seeds, curve)
-    machine = {
+    machine: dict[str, Any] = {
         "device": device,
         "precision": precision,
         "workers": str(workers),

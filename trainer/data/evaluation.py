@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from trainer.components.crops import CropMode
+from trainer.components.task import Batches
 from trainer.data.datasets.builtin import ImageSet
 from trainer.data.decode import BadImage, Planes, evaluation_square, stack_squares
 from trainer.data.transforms import fill_of
@@ -91,7 +92,7 @@ def never_skipped(error: BadImage) -> BadImage:
 
 
 def evaluation_batches(
-    stream: Sequence[tuple[Tensor, Tensor] | BadImage],
+    stream: Batches,
     workers: int | Started,
     device: str,
     rank: int = 0,

@@ -52,6 +52,10 @@ def write_pictures(
             lines.append(str(error))
             each(1)
             continue
+        if not isinstance(image, Image.Image):
+            raise UserError(
+                f"{path}: {plan.profile.channels} channels: pictures are of three or one"
+            )
         answer = task.predict(model, image, classes)
         assert answer is not None, "a task whose answers are pictures"
         for end, picture in answer.pictures.items():

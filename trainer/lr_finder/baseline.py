@@ -51,7 +51,7 @@ class Slice:
 
     def read_target(self, i: int):
         """Target i, of a TargetSet. Raises BadImage."""
-        return self.whole.read_target(int(self.places[i]))
+        return self.whole.read_target(int(self.places[i]))  # type: ignore[attr-defined]
 
 
 def hold_out(data: OpenedData, batch: Batch) -> OpenedData:

@@ -155,7 +155,8 @@ class Task(ABC):
         """What a model makes of images before its classifier: [B, D] of its inputs [B, C, H, W];
         of a timm model what its classifier sees.
         """
-        return model.forward_head(model.forward_features(inputs), pre_logits=True)
+        of_timm: Any = model
+        return of_timm.forward_head(of_timm.forward_features(inputs), pre_logits=True)
 
     @abstractmethod
     def shown(self, pictures: np.ndarray, targets: Tensor, classes: Sequence[str]) -> list[Shown]:

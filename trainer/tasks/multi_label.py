@@ -52,11 +52,11 @@ class LabelledSet(TargetSet):
     stand_in: str = ""
 
     @property
-    def num_images(self) -> int:
+    def num_images(self) -> int:  # type: ignore[override]
         return len(self.images)
 
     @cached_property
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> str:  # type: ignore[override]
         """sha256 (hex) over the table, the files' names and their sizes."""
         digest = hashlib.sha256(repr((self.classes, self.images, self.num_channels)).encode())
         digest.update(self.table.tobytes())
@@ -327,6 +327,6 @@ class MultiLabelSection(TaskSection):
                     f"{path}: not with task multi_label", f'use set="{path}=null"', fix={path: None}
                 )
 
-    def check_settings(self, plan, settings) -> None:
+    def check_settings(self, plan: Any, settings: Any) -> None:
         if settings.loader != "torch":
             raise UserError(f"loader={settings.loader}: reads no tables", "use loader=torch")

@@ -58,21 +58,21 @@ class BoxSet(TargetSet):
     num_channels: int = 3
 
     @property
-    def num_images(self) -> int:
+    def num_images(self) -> int:  # type: ignore[override]
         return len(self.annotations.names)
 
     @property
-    def classes(self) -> tuple[str, ...]:
+    def classes(self) -> tuple[str, ...]:  # type: ignore[override]
         return self.annotations.classes
 
     @property
-    def stand_in(self) -> str:
+    def stand_in(self) -> str:  # type: ignore[override]
         """The split that is taken for validation, where none is called so; else empty."""
         file = self.annotations.file
         return next((name for name in STAND_INS if name in (file.stem, file.parent.name)), "")
 
     @cached_property
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> str:  # type: ignore[override]
         """sha256 (hex) over names, classes and boxes, and the channels where they are not three."""
         found = self.annotations
         digest = hashlib.sha256(repr((found.classes, found.names)).encode())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 import torch
 from timm.models import checkpoint_seq
@@ -77,11 +78,9 @@ class Decoder(nn.Module):
         self.embed = nn.Linear(before, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.register_buffer("positions", sin_cos_positions(side, width)[None], persistent=False)
+        norm: Any = partial(nn.LayerNorm, eps=_EPS)
         self.blocks = nn.Sequential(
-            *(
-                Block(width, heads, qkv_bias=True, norm_layer=partial(nn.LayerNorm, eps=_EPS))
-                for _ in range(depth)
-            )
+            *(Block(width, heads, qkv_bias=True, norm_layer=norm) for _ in range(depth))
         )
         self.norm = nn.LayerNorm(width, eps=_EPS)
         self.predict = nn.Linear(width, num_pixels)
@@ -134,7 +133,7 @@ class MaskedAutoencoder(nn.Module):
 
 
 def autoencoder_of(
-    name: str, body: nn.Module, decoder: tuple[int, int, int], patch_px: int, num_hidden: int
+    name: str, body: Any, decoder: tuple[int, int, int], patch_px: int, num_hidden: int
 ) -> MaskedAutoencoder:
     """A timm ViT with a decoder in the place of its classifier, its positions fixed; all other
     weights as they were, see `initialized`.
@@ -176,6 +175,7 @@ def initialized(model: MaskedAutoencoder, with_body: bool) -> MaskedAutoencoder:
         projection = body.patch_embed.proj
         nn.init.xavier_uniform_(projection.weight.view(len(projection.weight), -1))
         positions = body.pos_embed
+        assert positions is not None, "autoencoder_of"
         patches = sin_cos_positions(body.patch_embed.grid_size[0], positions.shape[2])
         positions.zero_()[:, -len(patches) :] = patches
         for token in (body.cls_token, body.reg_token):

@@ -273,7 +273,7 @@ class MaskedAutoencoderSection(TaskSection):
     def bound(self, plan: Any, settings: Any) -> Task:
         return MaskedAutoencoding(plan, settings)
 
-    def numbers(self, plan) -> tuple[int, int]:
+    def numbers(self, plan: Any) -> tuple[int, int]:
         """Patches of an image, and how many of them are hidden."""
         number = (plan.recipe.image.train_px // self.patch_px) ** 2
         return number, number - int(number * (1 - self.hidden_share))
@@ -334,14 +334,14 @@ class MaskedAutoencoderSection(TaskSection):
             )
         self._check_sizes(plan)
 
-    def check_settings(self, plan, settings) -> None:
+    def check_settings(self, plan: Any, settings: Any) -> None:
         if settings.test_px:
             raise UserError(
                 "test_px=: task masked_autoencoder is scored at its image.train_px",
                 "leave test_px= out",
             )
 
-    def _check_sizes(self, plan) -> None:
+    def _check_sizes(self, plan: Any) -> None:
         image_px, (number, hidden) = plan.recipe.image.train_px, self.numbers(plan)
         if image_px % self.patch_px:
             raise PlanError(

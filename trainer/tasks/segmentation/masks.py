@@ -52,11 +52,11 @@ class MaskedSet(TargetSet):
     stand_in: str = ""
 
     @property
-    def num_images(self) -> int:
+    def num_images(self) -> int:  # type: ignore[override]
         return len(self.images)
 
     @cached_property
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> str:  # type: ignore[override]
         """sha256 (hex) over the files' names and sizes, the classes and their labels."""
         digest = hashlib.sha256(repr((self.classes, self.table, self.num_channels)).encode())
         for path in self.files():
@@ -232,13 +232,13 @@ class MaskFolders(Layout):
                 "add it, or take the image away",
             )
         classes, table = read_classes(root / CLASSES_FILE)
-        below = (
+        photos, drawn = (
             tuple(str(found[stem].relative_to(root)) for stem in sorted(images))
             for found in (images, masks)
         )
         found = next(name for name in names if name in folders[0].parts[-2:])
         stand_in = found if found in STAND_INS else ""
-        return MaskedSet(root, *below, classes, table, num_channels, stand_in)
+        return MaskedSet(root, photos, drawn, classes, table, num_channels, stand_in)
 
 
 class VocFolders(Layout):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -22,7 +23,8 @@ class SegmentationModel(nn.Module):
 
     def __init__(self, body: nn.Module, indices: Sequence[int], heads: dict[str, nn.Module]):
         super().__init__()
-        self.body, self.indices = body, list(indices)
+        self.body: Any = body  # of timm
+        self.indices = list(indices)
         self.heads = nn.ModuleDict(heads)
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
@@ -62,7 +64,8 @@ def with_heads(
         raise PlanError(
             f"task.aux_weight: {name} has one feature map only", "leave task.aux_weight out"
         )
-    body.prune_intermediate_layers(indices, prune_norm=True, prune_head=True)
+    of_timm: Any = body
+    of_timm.prune_intermediate_layers(indices, prune_norm=True, prune_head=True)
     heads = {"main": head.build(channels, num_classes)}
     if has_aux:
         heads["aux"] = fcn(channels, num_classes, _AUX_DROPOUT, place=-2)

@@ -127,7 +127,7 @@ class Segmentation(Task):
         logits = resized(logits.float(), labels.shape[-2:])
         return self._of_pixels(logits, labels, self.plan.recipe.smoothing)
 
-    def constant_loss(self, images: MaskedSet, is_mixed: bool = True) -> float:
+    def constant_loss(self, images: Any, is_mixed: bool = True) -> float:
         """Of the shares of the classes among the pixels of up to 256 masks."""
         places = np.linspace(0, images.num_images - 1, min(_MOST_MASKS, images.num_images))
         counts = np.zeros(256, np.int64)
@@ -300,7 +300,7 @@ class SegmentationSection(TaskSection):
                 fix={"image.test_crop_share": 1.0},
             )
 
-    def check_settings(self, plan, settings) -> None:
+    def check_settings(self, plan: Any, settings: Any) -> None:
         if settings.loader != "torch":
             raise UserError(f"loader={settings.loader}: reads no masks", "use loader=torch")
         if settings.cuda_graphs:
