@@ -50,6 +50,7 @@ from trainer.lr_finder.api import LRFinderResult, Request, set_up
 from trainer.lr_finder.api import run as run_lr_finder
 from trainer.lr_finder.trial import untouched
 from trainer.models.build import assemble
+from trainer.models.trained import given_weights
 from trainer.notebook import NotebookFigure, html_of_pairs, html_of_text, printed
 from trainer.recipe.plan import Plan
 from trainer.recipe.schema import Recipe
@@ -88,6 +89,7 @@ def plan(
     seed: int = 0,
     set: Mapping[str, Any] | str = "",
     *,
+    weights: str | Path = "",
     plugins: Plugins = (),
 ) -> ShownPlan:
     """The plan of `train` with the same arguments: steps, images, learning rates, deviations.
@@ -95,12 +97,12 @@ def plan(
     Needs no GPU and no images.
 
     set: overrides by dotted path, {"epochs": 2, "loss.name": "ce", "mix": None}, or as text
-    "epochs=2 loss.name=ce mix=null". plugins: as `train` takes it.
+    "epochs=2 loss.name=ce mix=null". weights, plugins: as `train` takes them.
 
     Raises UserError for invalid arguments.
     """
     _load_plugins(plugins)
-    with _job(recipe, model, data, data_dir, seed, set) as job:
+    with _job(recipe, model, data, data_dir, seed, set, weights) as job:
         return ShownPlan(**vars(plan_of(job)))
 
 
@@ -112,6 +114,7 @@ def train(
     seed: int = 0,
     set: Mapping[str, Any] | str = "",
     *,
+    weights: str | Path = "",
     device: str = "auto",
     precision: str = "auto",
     workers: int | str = "auto",
@@ -144,7 +147,8 @@ def train(
     """Train a model by a recipe in this process; gives its run, or the stored one of the same
     arguments.
 
-    set: as `plan` takes it. plugins: Python files with components of your own, which stay loaded.
+    set: as `plan` takes it. weights: to start from, a file, a run or "timm:<model>.<tag>". plugins:
+    Python files with components of your own, which stay loaded.
     progress: print the lines that the command prints. Every other argument means the same as the
     `make` variable of its name.
 
@@ -185,7 +189,7 @@ def train(
     unseen = None if progress else io.StringIO()
     console = Terminal(file=unseen, width=width, soft_wrap=True, force_jupyter=False)
     with (
-        _job(recipe, model, data, data_dir, seed, set, bad_images, again) as job,
+        _job(recipe, model, data, data_dir, seed, set, weights, runs, bad_images, again) as job,
         untouched(device),
         Interrupt() as interrupt,
     ):
@@ -210,6 +214,7 @@ def lr_find(
     data_dir: Path | str | None = None,
     set: Mapping[str, Any] | str = "",
     *,
+    weights: str | Path = "",
     seeds: int = 3,
     low: float | None = None,
     high: float | None = None,
@@ -226,7 +231,7 @@ def lr_find(
     """Find the learning rate, or another hyperparameter: `.suggestion`, `.plot()`.
 
     set: as `plan` takes it. low, high: from= and to=. runs: write the files of `make lr-find` into
-    a folder under it; None writes nothing. plugins: as `train` takes it.
+    a folder under it; None writes nothing. weights, plugins: as `train` takes them.
 
     `.command` names the recipe's file: save a recipe that was changed in memory (`to_yaml()`) to
     use it. The process and its random generators stay as they were.
@@ -241,7 +246,10 @@ def lr_find(
         "workers": str(workers),
         "runs": Path(runs or "runs"),
     }
-    with _job(recipe, model, data, data_dir, 0, set, again=again) as job, untouched(device):
+    with (
+        _job(recipe, model, data, data_dir, 0, set, weights, machine["runs"], again=again) as job,
+        untouched(device),
+    ):
         return run_lr_finder(set_up(job, request, machine), is_written=runs is not None)
 
 
@@ -428,6 +436,8 @@ def _job(
     data_dir,
     seed: int,
     set,
+    weights: str | Path = "",
+    runs: Path | str = "runs",
     bad_images: str = "fail",
     again: bool = False,
 ) -> Iterator[Job]:
@@ -442,7 +452,9 @@ def _job(
                 name = str(Path(folder) / "recipe.yaml")
                 Path(name).write_text(recipe.to_yaml())
         where = Path(data_dir) if data_dir else None
-        yield Job(name, model, str(data), where, seed, text_of(set), bad_images, again)
+        start = given_weights(str(weights), model, Path(runs))
+        text = text_of(set)
+        yield Job(name, model, str(data), where, seed, text, bad_images, again, weights=start)
 
 
 def text_of(overrides: Mapping[str, Any] | str) -> str:

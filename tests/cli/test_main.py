@@ -48,6 +48,11 @@ from trainer.runs.job import Job, plan_of
         (["diff", "--a", "A1"], "b= not given", "a=A1 b=A3"),
         (["plan", "--set", "drop_path=off"], "off is written null", "drop_path=null"),
         (["plan", "--set", "drop_path=0"], "drop_path is 0", "drop_path=null"),
+        (["plan", "--set", "train_px=64"], "'train_px' is no key", "use image.train_px"),
+        (["plan", "--set", "magnitude=3"], "'magnitude'", "augment.rand_augment.magnitude"),
+        (["plan", "--set", "image.peak=1"], "'peak'", "use lr.peak"),
+        (["plan", "--set", "lr.peek=1"], "'peek'", "did you mean peak"),
+        (["plan", "--recipe", "finetune"], "recipe=finetune", "finetune-adamw or finetune-sgd"),
         (["matrix", "--models", "resnet5O"], "models=resnet5O", "resnet50"),
         (["matrix", "--recipes", "A9"], "recipe=A9", "A1.v1"),
         (["check-data", "--workers", "many"], "workers=many", "auto"),
@@ -519,6 +524,9 @@ def test_a_run_says_what_the_recipes_rule_would_make_of_the_rate():
         ["plan", "set=lr.peak="],
         ["train", "set=lr.peak={name: x"],
         ["plan", "recipe=tests/support/no.yaml"],
+        ["plan", "set=train_px=64"],
+        ["train", "set=batch_size=64"],
+        ["lr-find", "set=lr.schedule.ends=0"],
         ["recipes"],
         ["--version"],
     ],
@@ -582,6 +590,7 @@ def test_a_job_file_names_the_device_once(tmp_path):
         ("lr=0.01", 'set="lr.peak='),
         ("batch_size=64", 'set="batch.images='),
         ("pretrained=true", "weights="),
+        ("warmup_epochs=3", "lr.warmup_epochs"),
     ],
 )
 def test_other_programs_words_in_set_are_answered_with_the_right_one(given, right):
@@ -597,7 +606,7 @@ def test_weights_are_recorded_with_their_digest_and_set_comes_after_them(tmp_pat
     done = rsb(*words, "--set", "model.pretrained.head=new")
     assert done.exit_code == 0, done.output
     assert hashlib.sha256(path.read_bytes()).hexdigest() in done.output.replace("\n", "")
-    assert "head: new" in done.output
+    assert "model.pretrained.head: kept -> new" in done.output
     path.write_bytes(b"")
     done = rsb(*words)
     assert done.exit_code == 2 and str(path) in done.stderr and done.stderr.count("\n") == 1

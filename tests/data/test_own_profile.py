@@ -115,6 +115,22 @@ def test_even_classes_are_told_nothing(make_folder):
     assert "sampling" not in done.stdout
 
 
+def test_photos_without_classes_are_told_what_labels_them_and_what_answers_them(make_folder):
+    root = make_folder(train={"a": 2, "b": 1}, val={"a": 1, "b": 1}) / "train" / "a"
+    done = CliRunner().invoke(app, ["check-data", "--data", str(root)])
+    assert done.exit_code == 2 and done.stderr.count("\n") == 1
+    assert f"split data={root}" in done.stderr
+    assert "predict" in done.stderr and f"images={root}" in done.stderr
+
+
+@pytest.mark.parametrize("where", [[], ["--data-dir", "x"]])
+def test_half_a_profile_says_what_writes_a_whole_one(tmp_path, where):
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\nnum_classes: 3\n")
+    done = CliRunner().invoke(app, ["check-data", "--data", str(path), *where])
+    assert done.exit_code == 2 and "check-data data=" in done.stderr
+
+
 def test_no_profile_is_written_of_images_that_are_to_be_mended(make_folder, tmp_path):
     root = make_folder(train={"cat": 3, "dog": 4}, val={"cat": 1, "dog": 2})
     path = tmp_path / "photos.yaml"

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet
@@ -17,7 +18,7 @@ from trainer.base.signals import Stopped
 from trainer.data.workers import Watch
 from trainer.inference.classifier import of_weights
 from trainer.inference.images import find_images
-from trainer.inference.predict import Answer, predict
+from trainer.inference.predict import Answer, check_format, predict
 from trainer.inference.sheet import write_sheet
 
 CPU = make_settings("cpu", workers="0")
@@ -72,6 +73,12 @@ def test_the_best_classes_are_those_of_the_models_softmax(classifier, folder, tm
             assert row[f"class_{place + 1}"] == str(best.indices[place].item())
             found = float(row[f"probability_{place + 1}"])
             assert found == pytest.approx(best.values[place].item(), abs=2e-5)
+
+
+def test_a_name_of_another_format_is_answered_with_those_there_are():
+    with pytest.raises(UserError) as refused:
+        check_format(Path("answers.txt"))
+    assert refused.value.hint == "use a name that ends in .csv, .json or .parquet"
 
 
 def test_all_formats_say_the_same(classifier, folder, tmp_path):

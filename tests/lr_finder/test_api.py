@@ -3,6 +3,7 @@ page.
 """
 
 import hashlib
+import math
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +38,7 @@ from trainer.recipe.overrides import overrides_of
 from trainer.recipe.schema import apply_overrides
 from trainer.recipe.shipped import find_recipe
 from trainer.runs.job import Job, plan_of, run_job
+from trainer.tasks.constant import equal_odds_loss
 
 SET = small_set("batch.images=8 epochs=1")
 TRAINED = "epochs=1 batch.images=128 batch.norm_images=64"
@@ -270,6 +272,10 @@ def test_floors_are_of_the_curve_that_they_are_drawn_for():
         baselines.train > baselines.held_out + 0.05
     )  # two yeses an image, where it is mixed and the threshold is passed
     assert baseline_losses(replace(setup, scalar=Scalar("smoothing", 0.1))).train is None
+    labels = setup.data.val.labels
+    assert equal_odds_loss(setup.trial_plan, labels) == pytest.approx(math.log(2))  # of A2's BCE
+    ce = plan_of(Job("gn-ws", "test_resnet"))
+    assert equal_odds_loss(ce, labels) == pytest.approx(math.log(10))
 
 
 @pytest.mark.parametrize("recipe", ["A1", "convnext", "ffcv-rn18-16", "gn-ws", "torchvision-v1"])

@@ -2,7 +2,8 @@
 
 import csv
 import json
-from dataclasses import asdict
+import math
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from support.found import found_of
 from support.plans import small_plan
 from support.range_trials import drawn, network
-from trainer.lr_finder.output import lr_find_name, write_results
+from trainer.lr_finder.output import lr_find_name, start_note, write_results
 from trainer.lr_finder.plots import median_curve
 from trainer.lr_finder.rules import Curve
 from trainer.lr_finder.trial import TrialFolder, curve_from_json, curve_to_json
@@ -36,6 +37,17 @@ def test_the_folder_holds_all_of_it(written):
         "tensorboard",
     }
     assert Image.open(written.folder / "curve.png").size[0] == 900
+
+
+@pytest.mark.parametrize(("start", "is_said"), [(8.55, True), (1.7, False)])
+def test_a_loss_that_starts_far_above_equal_odds_is_said_with_a_remedy(start, is_said):
+    """As under a new classifier of large first weights."""
+    found = replace(found_of(TRIAL), equal_odds_nats=math.log(5))
+    curves = tuple(replace(one, start_loss=start) for one in found.suggestion.curves)
+    found = replace(found, suggestion=replace(found.suggestion, curves=curves))
+    note = start_note(found)
+    assert ("model.head_init_scale=" in note and "8.55" in note) if is_said else note == ""
+    assert start_note(replace(found, equal_odds_nats=None)) == ""
 
 
 def test_the_table_holds_every_step_of_every_trial_to_the_last_digit(written):

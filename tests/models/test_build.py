@@ -58,9 +58,26 @@ def test_weights_that_timm_does_not_have_are_refused_in_one_line():
 
 
 def test_an_option_that_a_model_lacks_is_refused_by_the_pages_name():
-    plan = small_plan("convnext", model="test_resnet", overrides="model.head_init_scale=0.5")
-    with pytest.raises(PlanError, match=r"model.head_init_scale: test_resnet has no such option"):
+    plan = small_plan("A2", model="test_efficientnet", overrides="model.zero_init_last=true")
+    with pytest.raises(PlanError, match=r"model.zero_init_last: test_efficientnet has no such"):
         build_model(plan)
+
+
+@pytest.mark.parametrize(
+    "model",
+    ["test_resnet", "test_convnext", "test_efficientnet", "deit_tiny_distilled_patch16_224"],
+)
+def test_a_new_classifier_is_scaled_in_any_model_and_nothing_else_is(model):
+    """With timm's own option and without; of a distilled model both."""
+    sizes = " image.train_px=224 image.test_px=224" * model.startswith("deit")
+    plain, scaled = (
+        build_model(small_plan("torchvision-v1", model, given + sizes)).state_dict()
+        for given in ("model=null", "'model={head_init_scale: 0.5}'")
+    )
+    heads = {"fc", "head", "head_dist", "classifier"}
+    for name, weight in plain.items():
+        is_head = name.split(".")[0] in heads and "norm" not in name
+        assert torch.equal(scaled[name], weight * 0.5 if is_head else weight), name
 
 
 @pytest.mark.parametrize(

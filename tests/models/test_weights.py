@@ -1,8 +1,11 @@
 """Files of weights as other programs write them."""
 
 import hashlib
+import http.server
 import json
 import pickle
+import socket
+import threading
 
 import pytest
 import safetensors.torch
@@ -11,7 +14,13 @@ import torch
 
 from trainer.models.initialization import is_head_loaded, load_pretrained
 from trainer.models.spec import Pretrained
-from trainer.models.weights import WeightsError, as_model_names, read_weights, weights_path
+from trainer.models.weights import (
+    WeightsError,
+    as_model_names,
+    read_weights,
+    unreachable,
+    weights_path,
+)
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +149,50 @@ def test_weights_of_timm_come_from_the_cache(tmp_path, source, monkeypatch):
     with pytest.raises(WeightsError) as error:
         weights_path("timm:resnet34.a1_in1k")
     assert "timm/resnet34.a1_in1k" in error.value.hint and "\n" not in str(error.value)
+
+
+class _Answers(http.server.BaseHTTPRequestHandler):
+    def do_HEAD(self):
+        self.send_error(404)
+
+    def log_message(self, *words):
+        pass
+
+
+@pytest.fixture
+def no_proxy(monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")
+
+
+def test_a_server_that_answers_anything_is_reachable(no_proxy):
+    with http.server.HTTPServer(("127.0.0.1", 0), _Answers) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        assert unreachable(f"http://127.0.0.1:{server.server_port}") == ""
+
+
+def test_a_server_that_says_nothing_is_not_waited_for(no_proxy):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        assert url in unreachable(url, timeout_s=0.05)
+
+
+def test_without_a_network_weights_of_timm_are_refused_at_once(no_proxy, tmp_path, monkeypatch):
+    """One line, without the hub's own retries, with what to fetch and how to give it."""
+    import huggingface_hub
+
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", None)  # not called
+    with pytest.raises(WeightsError) as refused:
+        weights_path("timm:resnet18.a1_in1k")
+    assert f"{url}/timm/resnet18.a1_in1k/resolve/main/model.safetensors" in refused.value.hint
+    assert "weights=<" in refused.value.hint and str(tmp_path) in refused.value.found
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(WeightsError, match="HF_HUB_OFFLINE is set"):
+        weights_path("timm:resnet18.a1_in1k")
 
 
 def test_position_embeddings_of_another_size_are_interpolated_as_timm_does(tmp_path):

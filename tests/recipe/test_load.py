@@ -166,7 +166,7 @@ def test_values_that_mislead_are_refused_with_their_line(value, found, remedy):
             2,
             ("weight",),
             "greater_than",
-            "leave the key out to turn it off",
+            "it must be above 0",
         ),
         (
             "[1, 2.5]",

@@ -17,7 +17,10 @@ from trainer.components.mixing import Mixing
 from trainer.components.optimizers import Optimizer
 from trainer.components.schedules import Schedule
 from trainer.recipe import check, shipped, tree
+from trainer.recipe.check import kinds_in
 from trainer.recipe.load import parse_recipe
+from trainer.recipe.outline import Outline
+from trainer.recipe.overrides import check_keys
 from trainer.recipe.schema import Deviation, Recipe, apply_overrides, load_recipe, open_recipe
 from trainer.recipe.shipped import RecipeError, find_recipe
 
@@ -58,6 +61,12 @@ def test_an_unknown_name_lists_what_there_is(pages):
     )
     with pytest.raises(RecipeError, match="^[^\n]*$"):
         find_recipe("../\n\x1b[2J")
+
+
+def test_a_name_that_several_begin_with_is_answered_with_all_of_them():
+    with pytest.raises(RecipeError) as refused:
+        find_recipe("finetune")
+    assert "(did you mean finetune-adamw or finetune-sgd?)" in str(refused.value)
 
 
 def test_a_wheel_carries_its_pages_inside(tmp_path, monkeypatch):
@@ -294,6 +303,69 @@ def test_another_ingredient_keeps_the_keys_that_both_have():
 
 
 @pytest.mark.parametrize(
+    ("given", "off"),
+    [
+        ("lr.warmup_epochs=0", "lr.warmup_epochs=null lr.warmup_from=null"),
+        ("drop_path=0", "drop_path=null"),
+        ("epochs=0", None),
+        ("lr.peak=0", None),
+    ],
+)
+def test_a_zero_that_means_off_is_answered_with_all_that_turns_it_off(given, off):
+    page = A1.for_model("resnet50")
+    with pytest.raises(OverrideError) as refused:
+        apply_overrides(page, given)
+    assert ("null" in str(refused.value)) == (off is not None)
+    if off:
+        assert f"write {off} to turn it off" in str(refused.value)
+        apply_overrides(page, off)
+
+
+@pytest.mark.parametrize("name", ["A1", "finetune-adamw", "linear-probe"])
+@pytest.mark.parametrize("given", ["lr.warmup_epochs=3", "lr.warmup_epochs=null"])
+def test_half_a_warm_up_is_refused_with_the_other_half(name, given):
+    """Or accepted, where the recipe has the other half, or neither."""
+    page = load_recipe(find_recipe(name)).for_model("resnet50")
+    try:
+        apply_overrides(page, given)
+    except OverrideError as error:
+        assert given in error.hint and given.partition("=")[0] in error.place
+        [printed] = re.findall(r'set="([^"]*)"', str(error))
+        apply_overrides(page, printed)
+    else:
+        assert (name == "A1") == given.endswith("3")
+
+
+def test_the_outline_has_the_keys_of_a_recipe():
+    """What is refused before torch is imported is what would be refused after it."""
+    ours, theirs = Outline.model_fields, Recipe.model_fields
+    assert list(ours) == list(theirs)
+    sections = {key for key, field in ours.items() if kinds_in(field.annotation)}
+    assert sections == {"batch", "lr", "image", "precise_norm", "early_stopping"}
+    assert all(ours[key].annotation == theirs[key].annotation for key in sections)
+    for path in shipped.recipe_paths():
+        plain = tree.plain(load_recipe(path).for_model("resnet50"))
+        check_keys(Outline, plain, dict.fromkeys(tree.leaves(plain)))
+
+
+@pytest.mark.parametrize(
+    ("key", "place"),
+    [
+        ("train_px", "image.train_px"),
+        ("weight_decay", "optimizer.weight_decay"),
+        ("magnitude_std", "augment.rand_augment.magnitude_std"),
+        ("from_px", "image.growth.from_px"),
+        ("image.peak", "lr.peak"),
+        ("model.smoothing", "smoothing"),
+    ],
+)
+def test_a_key_without_its_section_is_answered_with_its_whole_place(key, place):
+    with pytest.raises(OverrideError) as refused:
+        apply_overrides(A1.for_model("resnet50"), f"{key}=64")
+    assert refused.value.kind == "unknown_key" and refused.value.hint == f"use {place}"
+
+
+@pytest.mark.parametrize(
     ("text", "labels", "kind", "words"),
     [
         ("epohcs=5", ["epohcs"], "unknown_key", "did you mean epochs?"),
@@ -303,7 +375,13 @@ def test_another_ingredient_keeps_the_keys_that_both_have():
             "lr.peak=0",
             ["lr.peak"],
             "greater_than",
-            "it must be above 0, or write lr.peak=null to turn it off",
+            "it must be above 0",
+        ),
+        (
+            "drop_path=0",
+            ["drop_path"],
+            "greater_than",
+            "it must be above 0, or write drop_path=null to turn it off",
         ),
         ("mix=~", ["mix"], "misleading", "write mix=null to turn it off"),
         ("epochs=no", ["epochs"], "misleading", "write false"),

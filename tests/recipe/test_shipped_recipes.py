@@ -18,8 +18,8 @@ from timm.layers import DropPath
 
 from support.mutations import mutated, renamed
 from trainer.base.errors import ConfigError, UserError
-from trainer.cli.options import with_weights
 from trainer.models.build import assemble
+from trainer.models.trained import given_weights
 from trainer.recipe import check
 from trainer.recipe.explain import diff_rows
 from trainer.recipe.load import parse, parse_recipe
@@ -74,6 +74,7 @@ DIGESTS = {
     "ffcv-rn50-56.v1": "e910927485f1",
     "ffcv-rn50-88.v1": "fd1f9af3eebe",
     "finetune-adamw.v1": "2ff133425db2",
+    "finetune-adamw.v2": "70d04e17da8b",
     "finetune-sgd.v1": "2845301fad44",
     "ghostnetv2.v1": "59562b2f7a21",
     "gn-ws.v1": "9b2c62d82c63",
@@ -438,12 +439,26 @@ def test_a_recipe_that_starts_from_weights_wants_them(name, tmp_path):
     source = timm.create_model("resnet18", num_classes=10)
     path = tmp_path / "resnet18.pth"
     torch.save(source.state_dict(), path)
-    given = with_weights("", str(path))
-    model, [replacement, *_] = assemble(plan_of(Job(name, "resnet18", "digits", overrides=given)))
-    assert replacement.part == "pretrained"
+    given = given_weights(str(path), "resnet18", tmp_path)
+    model, replacements = assemble(plan_of(Job(name, "resnet18", "digits", weights=given)))
+    assert "pretrained" in {one.part for one in replacements}
     assert torch.equal(model.conv1.weight, source.conv1.weight)
     is_kept = torch.equal(model.fc.weight, source.fc.weight)
     assert is_kept == (name == "finetune-adamw")
+
+
+@pytest.mark.parametrize("model", ["resnet18", "test_convnext", "test_efficientnet"])
+@pytest.mark.parametrize("name", ["finetune-adamw", "finetune-sgd", "linear-probe"])
+def test_fine_tuning_starts_from_answers_at_nearly_equal_odds(name, model, tmp_path):
+    """Whatever timm makes of a new classifier: a rate for fine-tuning is too small to undo it."""
+    path = tmp_path / "weights.pth"
+    torch.save(timm.create_model(model, num_classes=3).state_dict(), path)
+    given = given_weights(str(path), model, tmp_path)
+    made, _ = assemble(plan_of(Job(name, model, "digits", weights=given)))
+    images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        loss = torch.nn.functional.cross_entropy(made.eval()(images), torch.arange(8))
+    assert float(loss) == pytest.approx(math.log(10), abs=0.15)
 
 
 def test_mosaics_numbers_follow_from_its_own():

@@ -11,6 +11,7 @@ from support.rows import ROW
 from trainer.runs.lock import acquire
 from trainer.runs.own_runs import own_runs
 from trainer.runs.results import RowDeviation, store_row
+from trainer.runs.watch import watched_runs
 
 PLAN = {"model": "resnet18", "data": "digits", "seed": 3, "num_steps": 396, "steps_per_epoch": 44}
 
@@ -57,6 +58,21 @@ def test_a_locked_folder_is_running(place):
     with acquire(place[0] / "stopped"):
         assert listed(place)["stopped"].state == "running"
     assert listed(place)["stopped"].state == "stopped"
+
+
+def test_a_killed_run_has_the_same_state_in_both_lists(place):
+    """It had no time to take its lock away."""
+    folder = place[0] / "stopped"
+    with acquire(folder) as lock:
+        (path,) = folder.glob("claim.*")
+        left = path.read_bytes()
+        lock.release()
+    path.write_bytes(left)
+    assert listed(place)["stopped"].state == "killed"
+    assert {one.own.run: one.state for one in watched_runs(*place)}["stopped"] == "killed"
+    search = place[0] / "lr-find-x"
+    (search / path.name).write_bytes(left)
+    assert listed(place)["lr-find-x"].state == "killed"
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[1]", '{"model": 1, "num_steps": "x"}', "\x00"])

@@ -15,6 +15,7 @@ Path = tuple[str | int, ...]
 
 LONGEST_QUOTE = 200
 _LONGEST_LINE = 3000
+_MOST_BEGIN = 6  # known words that all begin with a wrong one
 _MOST_OTHERS = 8  # faults of one file beside the first
 
 
@@ -132,7 +133,13 @@ def printable(text: str) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """` (did you mean X?)` for the known word closest to `word`, or the empty string."""
+    """` (did you mean X?)` for the known word closest to `word`, ` (did you mean X, Y or Z?)` for
+    the few that begin with it, or the empty string.
+    """
+    known = list(known)
+    begin = [each for each in known if each.startswith(word)] if word else []
+    if 1 < len(begin) <= _MOST_BEGIN:
+        return f" (did you mean {', '.join(begin[:-1])} or {begin[-1]}?)"
     cutoff = 0.6 if len(word) > 2 else 0.5  # one letter of two
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
+    near = difflib.get_close_matches(word, known, n=1, cutoff=cutoff)
     return f" (did you mean {near[0]}?)" if near else ""

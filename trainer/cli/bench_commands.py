@@ -21,7 +21,7 @@ from trainer.data.dataset import OpenedData, open_data
 from trainer.data.datasets.beton import chosen_loader
 from trainer.data.profile import data_folder
 from trainer.recipe.plan import Plan
-from trainer.recipe.schema import load_recipe
+from trainer.recipe.schema import from_random_weights, load_recipe
 from trainer.recipe.shipped import find_recipe
 from trainer.runs.job import Job, plan_of
 from trainer.tools import bench
@@ -60,7 +60,7 @@ def run_bench(
     with tempfile.TemporaryDirectory() as made:
         data = data or str(_folder(Path(made), src, on_gpu))
         plans = [
-            plan_of(Job(name, of, data, data_dir, 0, _small_set(name) if is_small else set_))
+            _plan(Job(name, of, data, data_dir, 0, _small_set(name) if is_small else set_))
             for name, of in _asked(recipe, model, on_gpu)
         ]
         folder = data_folder(data, data_dir)
@@ -70,6 +70,12 @@ def run_bench(
             measure_on_gpu(plans, settings, opened, folder, rounds, results, began_s)
         else:
             _measure(plans[0], settings, opened, rounds, results)
+
+
+def _plan(job: Job) -> Plan:
+    """The plan of a job, from random weights where a run would name others: they are as fast."""
+    plan = plan_of(job)
+    return replace(plan, recipe=from_random_weights(plan.recipe))
 
 
 def _asked(recipe: str, model: str, on_gpu: bool) -> list[tuple[str, str]]:

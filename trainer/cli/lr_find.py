@@ -10,7 +10,7 @@ import typer
 from trainer.base.memory import importing
 from trainer.base.signals import StopRequest
 from trainer.cli import options
-from trainer.cli.options import app, user_errors, with_weights
+from trainer.cli.options import app, user_errors, with_runs
 
 
 @app.command("lr-find")
@@ -67,6 +67,6 @@ def lr_find(
 
         machine = {"precision": precision, "workers": workers, "runs": runs, "results": results}
         request = ramp, low, high, steps, seeds, curve
-        asked = recipe, model, data, data_dir, with_weights(set_, weights, runs), again
+        asked = recipe, model, data, data_dir, with_runs(set_, runs), weights, again
         code = find_on_ranks(asked, request, device, machine, gpus, procs, stop)
     raise typer.Exit(code)

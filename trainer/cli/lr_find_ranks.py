@@ -19,6 +19,7 @@ from trainer.distributed.launch import asked_ranks, check_gpus, launch
 from trainer.lr_finder import output
 from trainer.lr_finder.api import Request, run, set_up
 from trainer.lr_finder.baseline import check_hold_out
+from trainer.models.trained import given_weights
 from trainer.recipe.plan import check_settings
 from trainer.runs import summary as show
 from trainer.runs.job import Job, plan_of
@@ -27,7 +28,7 @@ from trainer.runs.start import say
 
 
 def find_on_ranks(
-    asked: tuple[str, str, str, Path | None, str, bool],
+    asked: tuple[str, str, str, Path | None, str, str, bool],
     request: tuple[str, float | None, float | None, int | None, int, str | None],
     device: str,
     machine: dict[str, Any],
@@ -38,13 +39,14 @@ def find_on_ranks(
     """The LR finder run of `lr-find` on as many ranks as were asked for, or have been started;
     gives the exit code.
 
-    asked: recipe, model, data, data_dir, overrides and again, as the command has them. request: the
-    fields of Request. machine: the rest of what make_settings takes.
+    asked: recipe, model, data, data_dir, overrides, weights and again, as the command has them.
+    request: the fields of Request. machine: the rest of what make_settings takes.
 
     Raises UserError.
     """
-    recipe, model, data, data_dir, overrides, again = asked
-    job = Job(recipe, model, data, data_dir, 0, overrides, again=again)
+    recipe, model, data, data_dir, overrides, weights, again = asked
+    given = given_weights(weights, model, machine["runs"])
+    job = Job(recipe, model, data, data_dir, 0, overrides, again=again, weights=given)
     place = find_place(os.environ)
     num_ranks = asked_ranks(gpus, procs, device, place)
     if place is None and num_ranks > 1:

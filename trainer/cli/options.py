@@ -285,31 +285,13 @@ PluginFiles = Annotated[
 ]
 
 
-def with_weights(overrides: str, weights: str, runs: Path = Path("runs")) -> str:
-    """The overrides of set= after those that start from weights=; read and hashed now. A teacher's
-    `run:` is of the folder of runs.
-
-    Raises WeightsError.
-    """
-    is_of_run = "run:" in overrides and runs != Path("runs")
-    if not weights and not is_of_run:
+def with_runs(overrides: str, runs: Path) -> str:
+    """The overrides of set=, a teacher's `run:` as of the folder of runs."""
+    if "run:" not in overrides or runs == Path("runs"):
         return overrides
-    # torch takes seconds
-    from trainer.models.weights import WeightsError, read_weights, weights_path
-    from trainer.recipe.overrides import as_text, overrides_of
+    from trainer.recipe.overrides import as_text, overrides_of  # pydantic: not for --help
 
-    if is_of_run:
-        overrides = as_text(_in_folder(overrides_of(overrides), runs))
-    if not weights:
-        return overrides
-    name = weights.removeprefix("run:")
-    given = str(runs / name) if (runs / name).is_dir() else weights
-    try:
-        sha256 = read_weights(weights_path(given)).sha256
-    except WeightsError as error:
-        raise error.raised_as(WeightsError, place="weights") from None
-    start = as_text({"model.pretrained.file": given, "model.pretrained.sha256": sha256})
-    return f"{start} {overrides}".rstrip()
+    return as_text(_in_folder(overrides_of(overrides), runs))
 
 
 def _in_folder(items: Mapping[str, Any], runs: Path) -> dict[str, Any]:
@@ -328,6 +310,8 @@ def _set_hint(error: Exception) -> str:
     where the error has a remedy of its own, or the word is the right one.
     """
     if not isinstance(error, OverrideError) or error.fix or len(error.labels) != 1:
+        return ""
+    if error.kind == "unknown_key" and error.hint:
         return ""
     (word,) = error.labels
     hint = HINTS.get(word, "").format("...")
@@ -381,12 +365,15 @@ def _check_names(given: Mapping[str, Any]) -> None:
     if not any(given.get(name) for name in ("recipe", "data", "set_")):
         return
     # pydantic: not for --help
-    from trainer.recipe.load import check_syntax
-    from trainer.recipe.overrides import overrides_of
+    from trainer.recipe.load import read_plain
+    from trainer.recipe.outline import Outline
+    from trainer.recipe.overrides import check_keys, overrides_of
     from trainer.recipe.profiles import check_data_name
 
-    overrides_of(given.get("set_") or "")
+    overrides = overrides_of(given.get("set_") or "")
     if given.get("recipe"):
-        check_syntax(find_recipe(given["recipe"]))
+        data = read_plain(find_recipe(given["recipe"]))
+        if isinstance(data, dict):
+            check_keys(Outline, data, overrides)
     if given.get("data"):
         check_data_name(given["data"])

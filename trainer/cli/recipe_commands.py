@@ -23,6 +23,7 @@ from trainer.data.profile import (
 from trainer.distributed.launch import asked_ranks
 from trainer.models.build import assemble
 from trainer.models.edit.replacement import Replacement
+from trainer.models.trained import given_weights
 from trainer.recipe.explain import diff_rows, diff_table, explain_rows, explain_table
 from trainer.recipe.plan import make_plan
 from trainer.recipe.profiles import PROFILES
@@ -32,6 +33,8 @@ from trainer.runs import summary
 from trainer.runs.job import Job, plan_of, resolve
 from trainer.tasks.teacher import open_teacher
 from trainer.tools.matrix import untested_family
+
+__all__ = ["Job", "diff", "explain", "given_weights", "plan", "plan_ablation"]
 
 
 def plan(

@@ -10,7 +10,7 @@ import typer
 from trainer.base.errors import UserError
 from trainer.base.memory import importing
 from trainer.cli import options
-from trainer.cli.options import app, user_errors, with_weights
+from trainer.cli.options import app, user_errors
 from trainer.cli.recipe_list import list_recipes, name_recipe
 from trainer.recipe.published import scores_of_model
 
@@ -62,8 +62,8 @@ def plan(
         machine = {"device": device, "precision": precision, "workers": workers}
         commands.plan_ablation(ablation, data_dir, machine, results, measure)
     else:
-        overrides = with_weights(set_, weights)
-        job = commands.Job(recipe, model, data, data_dir, seed, overrides)
+        given = commands.given_weights(weights, model, Path("runs"))
+        job = commands.Job(recipe, model, data, data_dir, seed, set_, weights=given)
         commands.plan(job, gpus, procs, device, precision, results)
 
 
@@ -105,7 +105,8 @@ def explain(
     data profile, override), and the modules that its model section replaces.
     """
     commands = _commands()
-    job = commands.Job(recipe, model, data, data_dir, 0, with_weights(set_, weights))
+    given = commands.given_weights(weights, model, Path("runs"))
+    job = commands.Job(recipe, model, data, data_dir, 0, set_, weights=given)
     commands.explain(job, with_off=off)
 
 

@@ -14,9 +14,10 @@ from trainer.base.disk import write_atomically
 from trainer.base.errors import UserError
 from trainer.base.settings import make_settings
 from trainer.base.terminal import open_terminal
-from trainer.cli.options import with_weights
+from trainer.cli.options import with_runs
 from trainer.distributed.launch import slurm_job
 from trainer.models.build import check_model_name
+from trainer.models.trained import given_weights
 from trainer.runs import rescore, summary
 from trainer.runs.job import Job, plan_of
 from trainer.runs.results import Row, read_row_file
@@ -26,7 +27,9 @@ from trainer.runs.verify import Check, scores_check
 from trainer.runs.verify import verify as run_checks
 from trainer.tools.faults import parse_injection
 
-__all__ = ["Job", "evaluate", "parse_injection", "train_job", "verify", "write_job_file"]
+__all__ = [
+    "Job", "evaluate", "given_weights", "parse_injection", "train_job", "verify", "write_job_file"
+]  # fmt: skip
 
 _TABLE_WIDTH = 160  # digests and paths in full
 # without these a new evaluation would say nothing about the run
@@ -121,7 +124,8 @@ def write_job_file(
     fields = ("recipe", "model", "data", "data_dir", "seed", "bad_images", "again")
     job = Job(
         **{name: options[name] for name in fields},
-        overrides=with_weights(options["set_"], options["weights"], options["runs"]),
+        overrides=with_runs(options["set_"], options["runs"]),
+        weights=given_weights(options["weights"], options["model"], options["runs"]),
         world_size=slurm["nodes"] * (slurm["gpus"] or 1),
     )
     plan = plan_of(job)

@@ -13,7 +13,7 @@ from trainer.base.plugins import load_plugins
 from trainer.base.settings import check_loader, sizes_of, trackers_of
 from trainer.base.signals import StopRequest
 from trainer.cli import options
-from trainer.cli.options import app, user_errors, with_weights
+from trainer.cli.options import app, user_errors, with_runs
 
 RunName = Annotated[str, typer.Option(help="A run's name, or its folder.")]
 
@@ -75,10 +75,20 @@ def train(
         trackers_of(track)
         sizes_of(test_px)
         commands = _commands()
-        overrides = with_weights(set_, weights, runs)
+        given = commands.given_weights(weights, model, runs)
         code = commands.train_job(
             commands.Job(
-                recipe, model, data, data_dir, seed, overrides, bad_images, again, ablation, cell
+                recipe,
+                model,
+                data,
+                data_dir,
+                seed,
+                with_runs(set_, runs),
+                bad_images,
+                again,
+                ablation,
+                cell,
+                weights=given,
             ),
             device,
             {
@@ -121,8 +131,8 @@ def list_runs(
     results: options.Results = Path("results"),
     json: Annotated[bool, typer.Option("--json", help="A JSON list instead of a table.")] = False,
 ) -> None:
-    """List your runs, the last changed last: recipe, model, data, epochs done, running, stopped or
-    finished, score, folder. Rerun the command of a stopped one to resume it.
+    """List your runs, the last changed last: recipe, model, data, epochs done, running, stopped,
+    killed or finished, score, folder. Rerun the command of a stopped or killed one to resume it.
     """
     from trainer.cli import run_list  # pydantic, rich: only once options are parsed
 

@@ -18,8 +18,8 @@ from trainer.base.disk import UnfitFile, open_regular, write_atomically
 from trainer.base.errors import UserError, did_you_mean, printable
 from trainer.base.plural import duration
 from trainer.base.terminal import open_terminal, readable
-from trainer.runs.own_runs import DAMAGED, RUNNING, score_text
-from trainer.runs.watch import KILLED, STALE, WatchedRun, watched_runs
+from trainer.runs.own_runs import DAMAGED, KILLED, RUNNING, STALE, score_text
+from trainer.runs.watch import WatchedRun, watched_runs
 
 _HEADS = ("run", "state", "epochs", "loss", "top-1 %", "images/s", "wait", "left", "last line")
 _STYLES = {RUNNING: "green", STALE: "bold red", KILLED: "red", DAMAGED: "red", "diverged": "red"}

@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from trainer.base.component import NonNegative, Positive, Share, StrictModel
+from trainer.base.errors import ConfigError
 from trainer.base.streams import uniforms
 from trainer.components.schedules import NumEpochs, Schedule
 
@@ -113,11 +114,17 @@ class LearningRate(StrictModel):
             given, absent = (
                 (lengths[0], "warmup_from") if lengths else ("warmup_from", "warmup_epochs")
             )
-            raise ValueError(f"{given} stands without {absent}: give both, or leave both out")
+            raise ConfigError(
+                f"{given} stands without {absent}",
+                "give both, or leave both out",
+                fix={"lr.warmup_from": 0.0} if lengths else self._without_a_length(),
+            )
         for key in _ABOUT_WARMUP:
             if getattr(self, key) and not lengths:
-                raise ValueError(
-                    f"{key} stands without warmup_epochs: leave it out, or give a warm-up"
+                raise ConfigError(
+                    f"{key} stands without warmup_epochs",
+                    "leave it out, or give a warm-up",
+                    fix=self._without_a_length(),
                 )
         if self.warmup_holds and self.warmup_ends_at_peak:
             raise ValueError(
@@ -157,13 +164,16 @@ class LearningRate(StrictModel):
         """The overrides that turn the warm-up off, with all that is about it. length: the key of
         its length.
         """
+        return {f"lr.{length}": None, **self._without_a_length()}
+
+    def _without_a_length(self) -> dict[str, bool | None]:
+        """The overrides that turn off what is about a warm-up, but for its length."""
         values = {key: getattr(self, key) for key in ("warmup_from", *_ABOUT_WARMUP)}
-        off = {
+        return {
             f"lr.{key}": False if value is True else None
             for key, value in values.items()
             if value is not None and value is not False
         }
-        return {f"lr.{length}": None, **off}
 
     def num_warmup_steps(self, steps_per_epoch: int) -> int:
         """Optimizer steps of the warm-up, 0 without one."""

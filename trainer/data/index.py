@@ -187,11 +187,12 @@ def has_class_folders(root: Path) -> bool:
     ):
         return False
     return not any(instead_of(root, split) for split in FOLDERS) and any(
-        _begins_with_images(Path(root) / name) for name in _class_names(root)
+        begins_with_images(Path(root) / name) for name in _class_names(root)
     )
 
 
-def _begins_with_images(folder: Path) -> bool:
+def begins_with_images(folder: Path) -> bool:
+    """Is one of the first files of a folder an image?"""
     try:
         with os.scandir(folder) as entries:
             first = itertools.islice(entries, _FILES_LOOKED_AT)

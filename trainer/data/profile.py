@@ -63,8 +63,9 @@ def _own_file(path: Path, data_dir: Path | None) -> Profile:
     try:
         profile, _ = load_yaml(path, Profile)
     except ConfigError as error:
-        if error.kind == "missing" and data_dir is not None:
-            made = command("check-data", data=data_dir, profile="<new>.yaml")
+        if error.kind == "missing":
+            images = data_dir or "<folder of the images>"
+            made = command("check-data", data=images, profile="<new>.yaml")
             error.hint += f"; a whole profile is written by {made}"
         raise
     return profile

@@ -42,7 +42,9 @@ class Answer:
 def check_format(out: Path) -> None:
     """Raises UserError for a file name of another format, or parquet without its package."""
     if out.suffix not in FORMATS:
-        raise UserError(f"out={out}: unknown format", f"use a name that ends in {list(FORMATS)}")
+        *first, last = FORMATS
+        ends = f"{', '.join(first)} or {last}"
+        raise UserError(f"out={out}: unknown format", f"use a name that ends in {ends}")
     if out.suffix == ".parquet":
         try:
             import pyarrow.parquet  # noqa: F401  an extra

@@ -44,6 +44,7 @@ from trainer.recipe.schema import Recipe
 from trainer.runs.job import Job, plan_of, with_content
 from trainer.runs.lock import acquire
 from trainer.tasks import task_of
+from trainer.tasks.constant import equal_odds_loss
 
 _MOST_SEEDS, _MOST_STEPS = 100, 10_000
 
@@ -122,7 +123,8 @@ class LRFinderResult:
     with its spread.
 
     plan: of the run that the value is for. num_held_out: images of the slice. folder: None where
-    nothing was written.
+    nothing was written. equal_odds_nats: the loss on the slice of answers that say the same of
+    every class.
     """
 
     suggestion: Suggestion
@@ -135,6 +137,7 @@ class LRFinderResult:
     num_held_out: int
     asked: dict[str, Any]
     folder: Path | None
+    equal_odds_nats: float | None = None
 
     @property
     def command(self) -> str | None:
@@ -301,6 +304,11 @@ def _decided(
         num_held_out=setup.data.val.num_images,
         asked=setup.asked,
         folder=folder,
+        equal_odds_nats=(
+            equal_odds_loss(setup.trial_plan, setup.data.val.labels)
+            if setup.trial_plan.recipe.task is None
+            else None
+        ),
     )
 
 
@@ -335,7 +343,7 @@ def train_command(job: Job, recipe: Recipe, scalar: Scalar, value: float) -> str
     given = overrides_of(job.overrides)
     text = overrides_text({label: given[label] for label in given if label not in ours} | ours)
     places = {"recipe": job.recipe, "model": job.model, "data": job.data, "data_dir": job.data_dir}
-    return command(**places, set=text)
+    return command(**places, weights=job.weights and job.weights.word, set=text)
 
 
 def _with_ends(recipe: Recipe, scalar: Scalar, value: float) -> dict[str, float | int]:

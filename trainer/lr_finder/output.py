@@ -33,6 +33,7 @@ from trainer.runs import summary as show
 
 CURVE_COLUMNS = ("trial", "purpose", "seed", "step", "value", "loss_nats", "held_out_nats")
 _WORDS = {"ramp": "ramp", "probe": "stability probe", "race": "candidate trial"}
+_FAR_ABOVE = 2.0  # times the loss of equal odds
 _ENDS = {
     "ramp": "",
     "diverged": ", diverged",
@@ -255,11 +256,28 @@ def result(out: Console, found) -> None:
         out.print(line, style="bold green", markup=False)
         if found.scalar.is_rate:
             out.print(validity_line(found), markup=False)
+    if note := start_note(found):
+        out.print(note, style="yellow", markup=False)
     if found.folder:
         files = "curve.png, curve.svg, curve.csv, suggestion.json, tensorboard"
         out.print(f"files  {found.folder}: {files}", markup=False)
     if found.command:
         out.print(f"train  {found.command}", style="bold", markup=False)
+
+
+def start_note(found) -> str:
+    """What to do where trials start far above the loss of answers at equal odds, as a classifier
+    does whose first weights are large; else empty.
+    """
+    starts = [one.start_loss for one in found.suggestion.curves if one.start_loss is not None]
+    odds = found.equal_odds_nats
+    if not starts or odds is None or (start := float(np.median(starts))) < _FAR_ABOVE * odds:
+        return ""
+    return (
+        f"note: the loss starts at {start:.3g} nats, where answers at equal odds have {odds:.3g}:"
+        " the classifier's first weights are too large, and a rate is found that shrinks them;"
+        ' set="model.head_init_scale=0.001" starts it near zero'
+    )
 
 
 def rules_table(found) -> Table:

@@ -17,7 +17,7 @@ from trainer.base.errors import PlanError, did_you_mean
 from trainer.models.edit.layer_kinds import FROZEN_NORMS, AnyBatchNorm, RunningNorm, can_join
 from trainer.models.edit.replacement import Replacement, is_norm
 from trainer.models.freezing import freeze_for_good
-from trainer.models.initialization import initialize_weights
+from trainer.models.initialization import initialize_weights, scale_head
 from trainer.models.parts.depth import LayerScale
 from trainer.models.parts.norm_layers import StepNorm
 from trainer.models.zoo import timm_name, torchvision_models
@@ -103,17 +103,23 @@ def assembled(plan: Plan) -> tuple[nn.Module, tuple[Replacement, ...]]:
     section, image_px = plan.recipe.model, plan.recipe.image.train_px
     options = _model_options(plan) | size_options(plan) | plan.recipe.of_task.model_options()
     parts = [] if section is None else [part for _, part in section.parts()]
-    layer_scale = options.get("ls_init_value")
+    layer_scale, head_scale = options.get("ls_init_value"), options.get("head_init_scale")
     if layer_scale is not None and not takes_option(plan.model, ls_init_value=layer_scale):
         del options["ls_init_value"]
         if takes_option(plan.model, init_values=layer_scale):  # ViTs and their kin
             options["init_values"] = layer_scale
         else:
             parts.append(LayerScale(start=layer_scale))
+    is_timms = head_scale is None or takes_option(plan.model, head_init_scale=head_scale)
+    if not is_timms:
+        del options["head_init_scale"]
     model = create_model(plan.model, plan.profile.num_classes, plan.profile.channels, options)
     if plan.recipe.distill:
         train_both_heads(model)
-    return model, tuple(part.apply(model, image_px) for part in parts)
+    replacements = tuple(part.apply(model, image_px) for part in parts)
+    if head_scale is not None and not is_timms:
+        replacements += (scale_head(model, head_scale),)
+    return model, replacements
 
 
 def train_both_heads(model: nn.Module) -> bool:

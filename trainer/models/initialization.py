@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from trainer.models.edit.replacement import (
@@ -194,6 +195,20 @@ def _set_head_bias(model: nn.Module, value: float) -> Replacement:
     name, classifier = _classifier_with("bias", "head_bias", model)
     nn.init.constant_(classifier.get_parameter("bias"), value)
     return Replacement("start.head_bias", counted([classifier]), f"bias {value:g}", (name,))
+
+
+def scale_head(model: nn.Module, scale: float) -> Replacement:
+    """Multiply a new classifier's weights and biases, of both of a distilled model's: what timm's
+    head_init_scale does, for models whose class lacks it.
+    """
+    places = head_places(model)
+    heads = [model.get_submodule(place.removesuffix(".")) for place in places]
+    with torch.no_grad():
+        for head in heads:
+            for weight in head.parameters():
+                weight.mul_(scale)
+    names = tuple(place.removesuffix(".") for place in places)
+    return Replacement("head_init_scale", counted(heads), f"new weights x {scale:g}", names)
 
 
 def _classifier_with(part: str, key: str, model: nn.Module) -> tuple[str, nn.Module]:

@@ -102,7 +102,8 @@ class Model(StrictModel):
     """What is changed in the model as timm builds it; absent: nothing.
 
     zero_init_last: the last gamma of each residual branch starts at zero, whatever norm it belongs
-    to. attention_dropout, projection_dropout: of the weights of attention and behind its
+    to. head_init_scale: what a new classifier's weights and biases are multiplied by, in any model.
+    attention_dropout, projection_dropout: of the weights of attention and behind its
     projections and MLPs, where a model's class has them (CCT has 0.1 of the first, T2T-ViT's first
     layers 0.1 of the second, if absent; timm's models none). patch_px: the side of a transformer's
     patches, in place of what its name says.

@@ -7,7 +7,11 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import ssl
 import sys
+import threading
+import urllib.error
+import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -236,16 +240,52 @@ def _of_timm(name: str) -> Path:
     import huggingface_hub  # a dependency of timm's that takes a second to import
 
     repository, _, revision = config.hf_hub_id.partition("@")
-    try:
-        return Path(
-            huggingface_hub.hf_hub_download(repository, _FILES[0], revision=revision or None)
-        )
-    except Exception as error:  # of the network, of the hub, of the disk: whatever it raises
-        reason = " ".join(str(error).split())[:150] or type(error).__name__
-        raise WeightsError(
-            f"{TIMM}{name}: cannot be downloaded ({reason})",
-            f"download {repository}'s {_FILES[0]} where there is a network, and give its path",
-        ) from None
+    hub = huggingface_hub.constants
+    there = huggingface_hub.try_to_load_from_cache(
+        repository, _FILES[0], revision=revision or None, cache_dir=hub.HF_HUB_CACHE
+    )
+    if isinstance(there, str):
+        return Path(there)
+    reason = "HF_HUB_OFFLINE is set" if hub.HF_HUB_OFFLINE else unreachable(hub.ENDPOINT)
+    if not reason:
+        try:
+            return Path(
+                huggingface_hub.hf_hub_download(repository, _FILES[0], revision=revision or None)
+            )
+        except Exception as error:  # of the network, of the hub, of the disk: whatever it raises
+            reason = " ".join(str(error).split())[:150] or type(error).__name__
+    raise WeightsError(
+        f"{TIMM}{name}: not in {hub.HF_HUB_CACHE}, and cannot be downloaded ({reason})",
+        f"download {hub.ENDPOINT}/{repository}/resolve/{revision or 'main'}/{_FILES[0]} where there"
+        f" is a network, then weights=<the path of {_FILES[0]}>",
+    )
+
+
+def unreachable(url: str, timeout_s: float = 3.0) -> str:
+    """Why a server does not answer at all within a few seconds; empty where it does, be it with an
+    error.
+
+    The hub's own client tries again for half a minute, and a name without a server to ask can take
+    as long to look up: hence a thread, which is left behind.
+    """
+    found = [f"{url} does not answer within {timeout_s:g} s"]
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=timeout_s)
+        except urllib.error.URLError as error:
+            is_answer = isinstance(error, urllib.error.HTTPError)
+            is_secret = isinstance(error.reason, ssl.SSLError)  # the hub's client has its own roots
+            found[0] = "" if is_answer or is_secret else f"{url}: {error.reason}"
+        except OSError as error:
+            found[0] = f"{url}: {error}"
+        else:
+            found[0] = ""
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(timeout_s)
+    return found[0]
 
 
 def _of_torchvision(name: str) -> Path:

@@ -11,7 +11,7 @@ none. tree.find reads labels.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from pydantic import ValidationError
@@ -21,6 +21,11 @@ from trainer.base.errors import ConfigError, Path, did_you_mean
 
 Kind = TypeVar("Kind", bound=StrictModel)
 
+# What a recipe says about itself; the rest is what it does.
+ABOUT = (
+    "name", "version", "title", "source", "adapted_to", "assumed", "unconfirmed", "per_model",
+    "published",
+)  # fmt: skip
 _WANTED = {
     "int_type": "write a whole number",
     "int_from_float": "write a whole number",
@@ -183,8 +188,32 @@ def unknown_key(kind: type[StrictModel], data: Any, path: Path) -> ConfigError:
         found = f"{key} is a key of {' and '.join(elsewhere)}, not of {tag_of(here[0])}"
         return ConfigError(found, "leave it out", path=path, kind="unknown_key")
     known = {key for one in here for key in one.model_fields}
-    found = f"{quoted(key)} is no key of {_place(kind, data, section)}{suggestion(key, known)}"
-    return ConfigError(found, path=path, kind="unknown_key")
+    found = f"{quoted(key)} is no key of {_place(kind, data, section)}"
+    near = did_you_mean(key, known) if section else ""  # without a section it was left out
+    labels = dict.fromkeys(_labels(kind, data))
+    labels.pop(label_of(data, path), None)
+    ends = [label for label in labels if f".{label}".endswith(f".{key}")]
+    if ends and not near:
+        return ConfigError(found, f"use {' or '.join(ends)}", path=path, kind="unknown_key")
+    return ConfigError(f"{found}{suggestion(key, known)}", path=path, kind="unknown_key")
+
+
+def _labels(kind: type[StrictModel], data: Any, path: Path = ()) -> Iterator[str]:
+    """Every key that data of a class has or may have, by its label: of a component that is off
+    there are none.
+    """
+    value = value_at(data, path)
+    here = chosen(kinds_at(kind, data, path), value)
+    keys: list[str | int] = [key for one in here for key in one.model_fields]
+    if isinstance(value, (list, tuple)):
+        keys = list(range(len(value)))
+    elif isinstance(value, Mapping):
+        keys += [key for key in value if key not in keys]
+    for key in keys:
+        if path or key not in ABOUT:
+            if isinstance(key, str):
+                yield label_of(data, (*path, key))
+            yield from _labels(kind, data, (*path, key))
 
 
 def value_at(data: Any, path: Path) -> Any:
@@ -232,12 +261,19 @@ def _error(
         what = next((part for part in reversed(path) if isinstance(part, str)), "component")
         found = f"{quoted(str(value['name']))} is no {what}{suggestion(str(value['name']), names)}"
         return ConfigError(found, path=(*path, "name"), kind="unknown_name")
-    off = reason == "greater_than" and value == 0
+    off = reason.startswith("greater_than") and value == 0 and _may_be_off(kind, data, path)
     found = f"{label_of(data, path)} is {quoted(value)}"
     hint = _remedy(reason, context, error["msg"])
     if reason in ("model_type", "model_attributes_type"):
         hint += _such_as(kinds_at(kind, data, path), value)
     return ConfigError(found, hint, path=path, kind=reason, can_be_off=off)
+
+
+def _may_be_off(kind: type[StrictModel], data: Any, path: Path) -> bool:
+    """May the last key of a path be absent?"""
+    here = chosen(kinds_at(kind, data, path[:-1]), value_at(data, path[:-1]))
+    fields = [one.model_fields[str(path[-1])] for one in here if path[-1] in one.model_fields]
+    return bool(fields) and not any(field.is_required() for field in fields)
 
 
 def _such_as(kinds: Sequence[type[StrictModel]], value: Any) -> str:

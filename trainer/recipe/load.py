@@ -83,10 +83,12 @@ def load_yaml(path: Path | str, kind: type[Kind]) -> tuple[Kind, Positions]:
     return _parsed(_text(Path(path), place), place, kind)
 
 
-def check_syntax(path: Path) -> None:
-    """Raises ConfigError for a file that cannot be read or is no YAML of ours, whatever it says."""
+def read_plain(path: Path) -> Any:
+    """What a YAML file says, as plain data, whether or not it is a recipe. Raises ConfigError for
+    one that cannot be read or is no YAML of ours.
+    """
     place = _shown(path)
-    parse(_text(path, place), place)
+    return parse(_text(path, place), place)[0]
 
 
 @functools.lru_cache(maxsize=256)

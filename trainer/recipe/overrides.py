@@ -111,14 +111,31 @@ def overridden(
     except ConfigError as error:
         labels = _blamed(recipe, after, error, overrides, locked)
         place = " ".join(_item(origin, label, overrides[label]) for label in labels)
+        off: Mapping[str, Any] = {labels[0]: None} if error.can_be_off else {}
         if origin == "set":
-            error = mended(
-                error,
-                overrides,
-                lambda items: check(type(recipe), _after(recipe, items, origin, locked) or before),
-            )
-        raise _about(error, place, labels) from None
+
+            def attempt(items: Mapping[str, Any]) -> object:
+                return check(type(recipe), _after(recipe, items, origin, locked) or before)
+
+            error = mended(error, overrides, attempt)
+            if off:  # what else has to be off then
+                off = mended(error.raised_as(ConfigError, fix=off), overrides, attempt).fix
+        raise _about(error, place, labels, off) from None
     return result, deviations_between(recipe, result, origin)
+
+
+def check_keys(
+    kind: type[StrictModel], data: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> None:
+    """Refuse overrides of keys that data of a class cannot have, whatever their values. Raises
+    OverrideError.
+    """
+    for label, value in overrides.items():
+        try:
+            tree.find(kind, data, label)
+        except ConfigError as error:
+            if error.kind == "unknown_key":
+                raise _about(error, _item("set", label, value), (label,)) from None
 
 
 def _after(
@@ -180,12 +197,14 @@ def as_set(items: Mapping[str, Any]) -> str:
     return f'set="{as_text(items)}"'
 
 
-def _about(error: ConfigError, place: str, labels: tuple[str, ...]) -> OverrideError:
+def _about(
+    error: ConfigError, place: str, labels: tuple[str, ...], off: Mapping[str, Any] | None = None
+) -> OverrideError:
     """An error of a value as one of the items that set it: null, not a missing key, turns a part
-    off there.
+    off there. off: all that turns it off, where it is not that item alone.
     """
-    off = f"write {labels[0]}=null to turn it off" if error.can_be_off else ""
-    hint = ", or ".join(filter(None, [error.hint, off]))
+    word = f"write {as_text(off or {labels[0]: None})} to turn it off" if error.can_be_off else ""
+    hint = ", or ".join(filter(None, [error.hint, word]))
     fields = {"hint": hint, "can_be_off": False, "place": place, "line": None, "labels": labels}
     return error.raised_as(OverrideError, **fields)
 

@@ -13,6 +13,7 @@ from trainer.base.component import parts_of
 from trainer.base.errors import PlanError
 from trainer.base.names import LONGEST_NAME_BYTES
 from trainer.base.plugins import loaded_plugins
+from trainer.base.plural import counted
 from trainer.components.losses import Loss
 from trainer.recipe.assignment import Assignment, PartRows, assignment
 from trainer.recipe.identity import RunIdentity
@@ -213,6 +214,7 @@ def make_plan(
             "unknown", f"valid: {', '.join(BAD_IMAGES)}", place=f"bad_images={bad_images}"
         )
     _check_ranks(recipe, num_micro_batches, world_size)
+    profile = _normalized(profile, recipe)
     steps_per_epoch = _steps_per_epoch(recipe, profile)
     _check_warmup(recipe, steps_per_epoch)
     _check_last_units(recipe, profile)
@@ -235,6 +237,23 @@ def make_plan(
     for part in parts_of(recipe):
         part.check(plan)
     return plan
+
+
+def _normalized(profile: Profile, recipe: Recipe) -> Profile:
+    """A profile with the recipe's own mean and deviation, where it has them: all that looks at
+    images takes them from there.
+    """
+    mean, std = recipe.image.mean, recipe.image.std
+    if mean is None or std is None:
+        return profile
+    if len(mean) != profile.channels:
+        raise PlanError(
+            f"image.mean has {len(mean)} numbers, the images of {profile.name}"
+            f" {counted(profile.channels, 'channel')}",
+            'write one per channel; the data\'s own: set="image.mean=null image.std=null"',
+            path=("image", "mean"),
+        )
+    return profile.model_copy(update={"mean": mean, "std": std})
 
 
 def _check_name(plan: Plan) -> None:

@@ -24,11 +24,10 @@ from trainer.components.sampling import Sampling
 from trainer.components.task import TaskSection, default_task
 from trainer.models.spec import Model
 from trainer.recipe import tree
-from trainer.recipe.check import check, label_of, refuse
+from trainer.recipe.check import ABOUT, check, label_of, refuse
 from trainer.recipe.load import Positions, load_yaml
 from trainer.recipe.overrides import Deviation, overridden, overrides_of
 from trainer.recipe.sections import Batch, EarlyStopping, Image, PreciseNorm, Score
-from trainer.recipe.tree import ABOUT
 
 InnerShare = Annotated[float, Field(gt=0, lt=1)]
 

@@ -7,13 +7,14 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from trainer.base.component import NonNegative, StrictModel
+from trainer.base.component import NonNegative, Positive, StrictModel
 from trainer.components.schedules import scaled_epochs
 
 # The bounds only catch slips of the keyboard: no published run is near them.
 NumImages = Annotated[int, Field(ge=1, le=1 << 20)]
 Side = Annotated[int, Field(ge=8, le=2048)]
 Percent = Annotated[float, Field(ge=0, le=100)]
+Level = Annotated[float, Field(ge=0, le=1)]
 
 
 class Batch(StrictModel):
@@ -123,10 +124,12 @@ class Image(StrictModel):
     test_interpolation: "bilinear_no_antialias" does not smooth what it makes smaller (OpenCV,
     DALI); the others do (PIL).
     growth: smaller training images in the beginning; None trains on train_px throughout. test_flip:
-    an image is scored by the sum of its logits and those of its mirror image.
+    an image is scored by the sum of its logits and those of its mirror image. mean, std: per
+    channel, what images are normalized by, in units where black is 0 and white is 1; None: the data
+    profile's. weights= sets those that its weights were trained with.
 
     Raises ValueError for a growth from no smaller size, or sizes that are no multiples of its
-    multiple_px.
+    multiple_px, and for one of mean and std without the other.
     """
 
     train_px: Side
@@ -136,6 +139,19 @@ class Image(StrictModel):
     test_crop_mode: Literal["squash", "border"] | None = None
     test_flip: bool = False
     growth: Growth | None = None
+    mean: Annotated[tuple[Level, ...], Field(min_length=1)] | None = None
+    std: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _mean_has_its_deviation(self) -> Self:
+        if (self.mean is None) != (self.std is None):
+            there, absent = ("mean", "std") if self.std is None else ("std", "mean")
+            raise ValueError(f"{there} stands without {absent}: give both, or leave both out")
+        if self.mean and self.std and len(self.mean) != len(self.std):
+            raise ValueError(
+                f"mean has {len(self.mean)} numbers and std {len(self.std)}: write one per channel"
+            )
+        return self
 
     @model_validator(mode="after")
     def _grows(self) -> Self:

@@ -51,7 +51,8 @@ def find_recipe(name: str) -> Path:
         path.stem: path for path in paths
     }
     if name not in named:
-        near = did_you_mean(name, named)
+        near = did_you_mean(name, dict.fromkeys(p.stem.rpartition(".v")[0] for p in paths))
+        near = near or did_you_mean(name, named)
         there_are = ", ".join(path.stem for path in paths)
         raise RecipeError(
             f"recipe={printable(name)}: there is no such recipe{near}; there are {there_are}"

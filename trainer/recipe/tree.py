@@ -25,12 +25,6 @@ from trainer.recipe.check import (
     value_at,
 )
 
-# What a recipe says about itself; the rest is what it does.
-ABOUT = (
-    "name", "version", "title", "source", "adapted_to", "assumed", "unconfirmed", "per_model",
-    "published",
-)  # fmt: skip
-
 
 def plain(value: Any) -> Any:
     """A typed recipe as plain data of what is on: what is off, and a section with nothing in it, is

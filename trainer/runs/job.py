@@ -22,7 +22,7 @@ from trainer.base import provenance
 from trainer.base.commands import command
 from trainer.base.cores import num_cores
 from trainer.base.disk import must_write, write_atomically
-from trainer.base.errors import UserError
+from trainer.base.errors import OverrideError, UserError
 from trainer.base.exits import (
     EXIT_DIVERGED,
     EXIT_DONE,
@@ -41,6 +41,7 @@ from trainer.data.profile import find_profile
 from trainer.distributed.communicator import Ranks, alone
 from trainer.engine.micro_batches import norm_images_used
 from trainer.models.build import gmacs, num_parameters
+from trainer.models.trained import GivenWeights
 from trainer.models.weights import weights_path
 from trainer.recipe import tree
 from trainer.recipe.adapt import adaptation
@@ -77,7 +78,7 @@ from trainer.tasks.teacher import hashed_teacher
 @dataclass(frozen=True)
 class Job:
     """What a user asked for, as they wrote it. ablation, cell: what it is a part of, for the
-    row.
+    row. weights: what weights= stands for, beside the overrides of set=.
     """
 
     recipe: str
@@ -91,6 +92,7 @@ class Job:
     ablation: str | None = None
     cell: str | None = None
     world_size: int = 1
+    weights: GivenWeights | None = None
 
 
 def resolve(
@@ -111,8 +113,29 @@ def resolve(
     if profile and recipe.adapted_to != profile.name:
         recipe, adapted = apply_overrides(recipe, adaptation(recipe, profile), "profile")
         recipe = recipe.model_copy(update={"adapted_to": profile.name})
+    started: tuple[Deviation, ...] = ()
+    if job.weights:
+        recipe, started = apply_overrides(recipe, _start(job, profile), "set")
     recipe, overridden = apply_overrides(recipe, job.overrides, "set")
-    return page, positions, recipe, written + adapted + overridden
+    return page, positions, recipe, written + adapted + started + overridden
+
+
+def _start(job: Job, profile: Profile | None) -> dict[str, Any]:
+    """The overrides of a job's weights=, but for those that set= has. Raises OverrideError for
+    other weights in set=.
+    """
+    assert job.weights
+    given = overrides_of(job.overrides)
+    for label in ("model.pretrained.file", "model.pretrained.sha256"):
+        if label in given:
+            raise OverrideError(
+                f"{label} is set twice, by weights= too",
+                "leave one of them out",
+                place=f"set={label}={given[label]}",
+                labels=(label,),
+            )
+    start = job.weights.overrides(*((profile.mean, profile.std) if profile else ((), ())))
+    return {label: value for label, value in start.items() if label not in given}
 
 
 def published_recipe(page: Recipe) -> Recipe | None:
@@ -456,7 +479,12 @@ def _expected(
     """What a run's evaluations are compared with, said in one line. Raises UserError."""
 
     def plan_of_recipe(recipe: str) -> Plan:
-        return plan_of(dataclasses.replace(job, recipe=recipe, overrides=""))
+        start = {
+            label: value
+            for label, value in overrides_of(job.overrides).items()
+            if label.startswith("model.pretrained")
+        }
+        return plan_of(dataclasses.replace(job, recipe=recipe, overrides=as_text(start)))
 
     asked = settings.expect, bool(settings.stop_if)
     curve, line = expected_curve(settings.results, plan, data, *asked, plan_of_recipe)

@@ -14,7 +14,7 @@ from trainer.base.errors import UserError
 from trainer.base.json_text import json_file, last_lines
 from trainer.base.provenance import tracked_names
 from trainer.base.scores import main_score, score_label
-from trainer.runs.lock import owner_of
+from trainer.runs.lock import STALE_S, heartbeat_age_s, owner_of
 from trainer.runs.results import read_row_file, rows_folder
 
 try:
@@ -22,7 +22,10 @@ try:
 except ImportError:  # PyYAML built without libyaml
     from yaml import SafeLoader  # type: ignore[assignment]
 
-RUNNING, STOPPED, DAMAGED = "running", "stopped", "damaged"  # or a row's status
+# or a row's status
+RUNNING, STALE, STOPPED, KILLED, DAMAGED = (
+    "running", "no heartbeat", "stopped", "killed", "damaged"
+)  # fmt: skip
 _LARGEST_RECIPE_BYTES = 2**20
 
 
@@ -30,8 +33,10 @@ _LARGEST_RECIPE_BYTES = 2**20
 class OwnRun:
     """What a list says of a run; None where its files do not say.
 
-    recipe: with its version. state: running, stopped (the same command resumes it), finished,
-    diverged, or damaged: files that cannot be read. epochs_done: of `epochs`, with fractions.
+    recipe: with its version. state: running; no heartbeat, of a running one whose process has given
+    no sign of life for a minute; stopped, which has saved, or killed, which had no time to (the
+    same command resumes both); finished, diverged; or damaged: files that cannot be read.
+    epochs_done: of `epochs`, with fractions.
     score_pct: the row's main score, else the last evaluation's of the weights that are scored;
     score: its name; top1_pct: the same, where it is top-1. deviations: from
     the recipe, but for those of the data profile, `epochs=2` each. folder: None where only the row
@@ -95,10 +100,20 @@ def _by_change(one: OwnRun) -> tuple[str, str]:
 
 def _of_folder(folder: Path, stored: Path) -> OwnRun:
     """Of a run folder; stored: its row in the store, which a folder may lack."""
-    is_running = owner_of(folder) is not None
+    state = _state_of(folder)
     own = folder / "row.json"
     path = next((path for path in (own, stored) if path.is_file()), None)
-    return _of_row(path, folder) if path and not is_running else _unfinished(folder, is_running)
+    if path and state not in (RUNNING, STALE):
+        return _of_row(path, folder)
+    return _unfinished(folder, state)
+
+
+def _state_of(folder: Path) -> str:
+    """Of a folder without a row, by its lock: who stops takes the lock file away."""
+    age_s = heartbeat_age_s(folder)
+    if owner_of(folder) is not None:
+        return STALE if age_s is not None and age_s > STALE_S else RUNNING
+    return STOPPED if age_s is None else KILLED
 
 
 def _of_row(path: Path, folder: Path | None) -> OwnRun:
@@ -124,14 +139,15 @@ def _of_row(path: Path, folder: Path | None) -> OwnRun:
     )
 
 
-def _unfinished(folder: Path, is_running: bool) -> OwnRun:
+def _unfinished(folder: Path, state: str) -> OwnRun:
     try:
         plan = json_file(folder / "plan.json")
         model, data, seed = str(plan["model"]), str(plan["data"]), int(plan["seed"])
         steps = int(plan["num_steps"]), int(plan["steps_per_epoch"])
         epochs = round(steps[0] / steps[1], 2)
     except (OSError, ValueError, KeyError, TypeError, ArithmeticError):
-        return OwnRun(folder.name, RUNNING if is_running else DAMAGED, folder=_text(folder))
+        damaged = state if state in (RUNNING, STALE) else DAMAGED
+        return OwnRun(folder.name, damaged, folder=_text(folder))
     lines = last_lines(folder / "metrics.jsonl")
     step = last_number(lines, "step") or 0
     recipe, scored = _recipe(folder / "recipe.yaml")
@@ -139,7 +155,7 @@ def _unfinished(folder: Path, is_running: bool) -> OwnRun:
     name, score = (main_score(scores[-1]) if scores else None) or (None, None)
     return OwnRun(
         folder.name,
-        RUNNING if is_running else STOPPED,
+        state,
         recipe,
         model=model,
         data=data,
@@ -159,8 +175,9 @@ def _unfinished(folder: Path, is_running: bool) -> OwnRun:
 def _of_search(folder: Path) -> OwnRun:
     """Of a folder of lr-find."""
     path = folder / "suggestion.json"
-    is_running, is_done = owner_of(folder) is not None, path.is_file()
-    state = RUNNING if is_running else "finished" if is_done else STOPPED
+    state, is_done = _state_of(folder), path.is_file()
+    if is_done and state not in (RUNNING, STALE):
+        state = "finished"
     facts: Any = {}
     try:
         facts = json_file(path) if is_done else {}

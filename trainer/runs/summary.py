@@ -74,6 +74,7 @@ def plan_in_brief(
     out.print(f"{plan.model} on {escape(plan.profile.name)}, seed {plan.seed}")
     deviations(out, plan)
     weights_note(out, plan)
+    normalization_note(out, plan)
     replaced_lines(out, recipe, swaps)
     warmup_note(out, plan)
     few_steps_note(out, plan)
@@ -129,6 +130,19 @@ def weights_note(out: Console, plan: Plan) -> None:
         line = (
             f"note: starts from random weights, by the seed: the weights {tag} that {plan.model}"
             f" has in timm are not loaded; to start from them: weights=timm:{plan.model}"
+        )
+        out.print(line, style="yellow", markup=False, soft_wrap=True)
+
+
+def normalization_note(out: Console, plan: Plan) -> None:
+    """Where images are not normalized by the data's own mean and deviation, by whose instead."""
+    if plan.recipe.image.mean is not None:
+        whose = (
+            "the weights'" if plan.recipe.model and plan.recipe.model.pretrained else "the recipe's"
+        )
+        line = (
+            f"note: images are normalized by {whose} mean and deviation; by the data's own:"
+            ' set="image.mean=null image.std=null"'
         )
         out.print(line, style="yellow", markup=False, soft_wrap=True)
 
@@ -292,6 +306,7 @@ def plan_in_full(
     out.print(f"{plan.model} on {escape(plan.profile.name)}, seed {plan.seed}")
     deviations(out, plan)
     weights_note(out, plan)
+    normalization_note(out, plan)
     replaced_lines(out, recipe, swaps)
     table = Table(show_header=False, box=None, pad_edge=False)
     epochs = counted(recipe.epochs, "epoch")

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.base.json_text import last_lines
-from trainer.runs.lock import STALE_S, heartbeat_age_s
 from trainer.runs.own_runs import (
+    KILLED,
     RUNNING,
+    STALE,
     STOPPED,
     OwnRun,
     last_number,
@@ -18,26 +19,25 @@ from trainer.runs.own_runs import (
     recipe_values,
 )
 
-STALE, KILLED = "no heartbeat", "killed"  # or a state of OwnRun
-
 
 @dataclass(frozen=True)
 class WatchedRun:
     """A run folder at one moment; None where its files do not say.
 
-    state: that of `own`, but "no heartbeat" for a running one whose process has given no sign of
-    life for a minute, and "killed" for one that ended without saving. loss_nats: of the last line
-    of metrics. wait_share: of the time, waiting for images. left_s: training still to come at the
-    last speed, evaluations left out. silent_s: since that line.
+    loss_nats: of the last line of metrics. wait_share: of the time, waiting for images. left_s:
+    training still to come at the last speed, evaluations left out. silent_s: since that line.
     """
 
     own: OwnRun
-    state: str
     loss_nats: float | None = None
     images_per_s: float | None = None
     wait_share: float | None = None
     left_s: float | None = None
     silent_s: float | None = None
+
+    @property
+    def state(self) -> str:
+        return self.own.state
 
     @property
     def done_share(self) -> float | None:
@@ -57,27 +57,20 @@ def watched_runs(runs: Path, results: Path) -> list[WatchedRun]:
 def _watched(own: OwnRun, folder: Path) -> WatchedRun:
     metrics, speeds = last_lines(folder / "metrics.jsonl"), last_lines(folder / "speed.jsonl")
     loss_nats = last_number(metrics, "loss_nats")
-    if own.state not in (RUNNING, STOPPED):
-        return WatchedRun(own, own.state, loss_nats)
+    if own.state not in (RUNNING, STALE, STOPPED, KILLED):
+        return WatchedRun(own, loss_nats)
     speed = last_number(speeds, "images_per_s")
     silent_s = None
     with contextlib.suppress(OSError):
         silent_s = max(0.0, time.time() - (folder / "metrics.jsonl").stat().st_mtime)
     return WatchedRun(
         own,
-        _state(own, heartbeat_age_s(folder)),
         loss_nats,
         speed,
         last_number(speeds, "wait_share"),
-        _left_s(own, folder, speed) if own.state == RUNNING else None,
+        _left_s(own, folder, speed) if own.state in (RUNNING, STALE) else None,
         silent_s,
     )
-
-
-def _state(own: OwnRun, age_s: float | None) -> str:
-    if own.state == STOPPED:  # who stops a run takes its lock file away
-        return STOPPED if age_s is None else KILLED
-    return STALE if age_s is not None and age_s > STALE_S else own.state
 
 
 def _left_s(own: OwnRun, folder: Path, images_per_s: float | None) -> float | None:

@@ -35,6 +35,14 @@ def bias_only_loss(plan: Plan, labels: np.ndarray, is_mixed: bool = True) -> flo
     return lowest_constant_loss(loss, targets_of(plan, labels, is_mixed))
 
 
+def equal_odds_loss(plan: Plan, labels: np.ndarray) -> float:
+    """The loss of logits of zero, which say the same of every class, under a recipe's own loss and
+    smoothing, in nats. labels: [N].
+    """
+    targets = torch.atleast_2d(_targets(plan, labels, is_mixed=False))
+    return float(plan.loss.of_image(torch.zeros_like(targets), targets))
+
+
 def mean_targets(plan: Plan, labels: np.ndarray, is_mixed: bool = True) -> Tensor:
     """The mean over images of what the loss makes of their targets: [K] float64.
 

@@ -160,6 +160,13 @@ def test_imagenet_wants_a_folder(tmp_path):
         open_set(PROFILES["imagenet-1k"], tmp_path, "train")
 
 
+def test_an_own_profile_without_its_images_says_what_to_add():
+    profile = small("cifar10", 20, 10).model_copy(update={"name": "flowers"})
+    with pytest.raises(DataError) as refused:
+        open_set(profile, None, "train")
+    assert refused.value.hint.startswith("add data_dir=") and "flowers" in refused.value.found
+
+
 def test_a_folder_serves_for_any_profile_that_it_fits(make_folder):
     root = make_folder(train=dict.fromkeys("abcdefghij", 2), val=dict.fromkeys("abcdefghij", 1))
     found = open_set(small("cifar10", 20, 10), root, "train")

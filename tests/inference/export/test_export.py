@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -155,6 +156,29 @@ def test_the_script_needs_no_torch_and_gives_the_models_answers(plain, tmp_path,
         assert [float(one.split()[-1]) for one in answers] == pytest.approx(
             best.values.tolist(), abs=2e-4
         )
+
+
+def test_the_script_without_a_photo_says_how_to_use_it(plain, tmp_path, photos):
+    """A folder is all its images, one that is none of them costs no other its answer."""
+    export(plain, Onnx(), tmp_path / "out", lambda: drawn_batches(FACTS), CPU)
+    script = tmp_path / "out" / "use.py"
+
+    def used(*given):
+        words = [sys.executable, script, *given]
+        return subprocess.run(words, capture_output=True, text=True, timeout=60)
+
+    for given in ([], [tmp_path / "out"]):
+        nothing = used(*given)
+        assert nothing.returncode == 2 and nothing.stderr.startswith("usage: ")
+        assert nothing.stderr.count("\n") == 1 and not nothing.stdout
+    inside = tmp_path / "all" / "more"
+    shutil.copytree(photos, inside)
+    (inside / "bad.jpg").write_bytes(b"no image")
+    (inside / "notes.txt").touch()
+    done = used(tmp_path / "all")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "bad.jpg" in done.stderr
+    named = [line.split("  ")[0] for line in done.stdout.splitlines()]
+    assert named == [str(inside / path.name) for path in sorted(photos.iterdir())]
 
 
 def test_the_facts_beside_a_model_say_how_to_show_it_an_image(plain, tmp_path):

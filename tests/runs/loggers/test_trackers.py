@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 
 from support.unwritable import at_steps, go
 from trainer.base.exits import EXIT_DONE, EXIT_STOPPED
-from trainer.runs.loggers import tracker_process
+from trainer.runs.loggers import mlflow, tracker_process
 
 NAMES = ("wandb", "mlflow", "trackio")
 STEPS = [10, 14]
@@ -73,6 +73,14 @@ def test_mlflow_has_one_run_with_every_point_once(folder, row, losses):
     assert run.data.tags["status"] == "finished"
     files = {file.path for file in client.list_artifacts(run.info.run_id)}
     assert files == {"recipe.yaml", "plan.json", "first_batch.png", "row.json"}
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_mlflows_page_says_what_it_needs(monkeypatch, is_whole):
+    monkeypatch.setattr(mlflow, "find_spec", lambda name: object() if is_whole else None)
+    line = mlflow.page_command("sqlite:////runs/mlflow.db")
+    assert "ui --backend-store-uri sqlite:////runs/mlflow.db" in line
+    assert ("pip install mlflow==" in line) != is_whole
 
 
 def test_wandb_has_one_run_in_offline_files_with_every_point_once(folder, row, losses):

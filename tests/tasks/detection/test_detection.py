@@ -143,6 +143,7 @@ REFUSED = {
     "image.test_flip=true": "whole images",
     "image.test_crop_share=0.9": "whole images",
     "repeats=2": "repeats",
+    "loss.class_weights=[1.0, 2.0]": "class_weights",
     "augment.random_erasing={share: 0.5, area: [0.02, 0.3], aspect: [0.3, 3.3], fill: noise}": "random_erasing",
 }  # fmt: skip
 

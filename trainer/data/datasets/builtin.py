@@ -257,8 +257,8 @@ def _find_set(name: str, data_dir: Path | None, split: str) -> ImageSet:
         return _OPENERS[name](name, data_dir, split)
     if data_dir is None:
         raise DataError(
-            f"data={name}: cannot be downloaded; "
-            "use data_dir=<folder with train/<class>/… and val/…>"
+            f"{name}: a data profile does not say where its images are, and no data_dir= does",
+            "add data_dir=<folder with train/<class>/… and val/<class>/…>",
         )
     return FolderSet(open_files(data_dir, split))  # raises: names what the folder lacks
 

@@ -27,6 +27,7 @@ from trainer.data.index import (
     DataError,
     Index,
     array_file,
+    begins_with_images,
     cache_folder,
     fingerprint_of,
     has_class_folders,
@@ -179,13 +180,20 @@ def open_files(root: Path, split: str, check_files: bool = True) -> Index:
 
 
 def _refuse_unsplit(root: Path) -> None:
-    """Name what a folder without splits holds instead: class folders, files of no split, or a
-    folder of data, as the Hub has one per configuration.
+    """Name what a folder without splits holds instead: class folders, images without a class,
+    files of no split, or a folder of data, as the Hub has one per configuration.
     """
     if has_class_folders(root):
         raise DataError(
             f"{root}: class folders without train/ and val/",
             f"use `{command('split', data=root)}`, then data={quoted(str(split_name(root)))}",
+        )
+    if begins_with_images(root):
+        answers = f"{command('predict', images=root)} run=<run>"
+        raise DataError(
+            f"{root}: images without class folders, so without labels",
+            f"to train on them, sort them into {root}/<class>/…, then"
+            f" `{command('split', data=root)}`; for the answers of a trained model: `{answers}`",
         )
     for folder in sorted(path for path in root.glob("*") if path.is_dir()):
         if is_image_folder(folder) or any(form.files(folder, "train") for form in FORMATS.values()):

@@ -5,14 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 from trainer.components.crops import evaluation_size
+from trainer.data.index import EXTENSIONS
 from trainer.inference.classifier import Classifier
 from trainer.inference.export.formats import INPUT, OUTPUT, Format
 from trainer.models.trained import num_logits
 
 _SCRIPT = '''\
-"""Classify image files: python use.py photo.jpg ...   Needs {needs}, numpy and pillow."""
+"""Classify images: python use.py <photo or folder> ...   Needs {needs}, numpy and pillow."""
 import json, sys
 from pathlib import Path
+
+KINDS = {kinds}
+files = []
+for path in map(Path, sys.argv[1:]):
+    inside = sorted(one for one in path.rglob("*") if one.suffix.lower() in KINDS)
+    files += inside if path.is_dir() else [path]
+if not files:
+    print("usage: python use.py <photo or folder of photos> ...", file=sys.stderr)
+    sys.exit(2)
+
 import numpy as np
 import {needs}
 from PIL import Image
@@ -22,8 +33,15 @@ mean, std = (255 * np.array(facts[name], np.float32)[:, None, None] for name in 
 side, path = facts["size_px"], str(Path(__file__).parent / facts["file"])
 {opened}
 {resize}
-for file in sys.argv[1:]:
-    image = Image.open(file)
+bad = []
+for file in files:
+    try:
+        image = Image.open(file)
+        image.load()
+    except OSError as error:
+        print(f"{{file}}: cannot be read as an image ({{error}})", file=sys.stderr)
+        bad.append(file)
+        continue
     if image.mode.startswith("I"):  # 16 bits a pixel
         image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
     image = image.convert("RGB"){to_grey}
@@ -36,6 +54,8 @@ for file in sys.argv[1:]:
     shares = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
     best = (-shares).argsort()[:5]
     print(file, *(f"{{facts['classes'][k]}} {{shares[k]:.4f}}" for k in best), sep="  ")
+if bad:
+    sys.exit(1)
 '''
 
 _SMOOTHED = """
@@ -62,6 +82,8 @@ _SIZES = {
     "squash": '[facts["resize_px"]] * 2',
 }
 
+# image files by extension: what pillow opens of what predict takes
+KINDS = tuple(one for one in EXTENSIONS if one != ".npy")
 _TO_GREY = {1: '.convert("L")', 3: ""}
 
 
@@ -98,6 +120,7 @@ def use_script(classifier: Classifier, form: Format) -> str | None:
     is_smoothed = image.interpolation != "bilinear_no_antialias"
     resize = _SMOOTHED.format(name=image.interpolation.upper()) if is_smoothed else _NOT_SMOOTHED
     return _SCRIPT.format(
+        kinds=KINDS,
         needs=form.use_needs,
         opened=form.use_open,
         resize=resize,

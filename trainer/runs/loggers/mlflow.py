@@ -9,11 +9,13 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read where it is imported
 
+import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 
@@ -46,7 +48,7 @@ class Mlflow(PackageTracker):
             else:
                 self.run_id = run_id
                 self._client.update_run(run_id, status="RUNNING")
-        self.where = given or tracker_command("mlflow", "ui", "--backend-store-uri", uri)
+        self.where = given or page_command(uri)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         now_ms = int(time.time() * 1000)
@@ -84,6 +86,17 @@ class Mlflow(PackageTracker):
 
 
 open_tracker = Mlflow
+
+
+def page_command(uri: str) -> str:
+    """What shows a store's page here, and what it needs first, where mlflow-skinny alone is
+    installed: that logs, and has no page.
+    """
+    shows = tracker_command("mlflow", "ui", "--backend-store-uri", uri)
+    if find_spec("flask") is not None:
+        return shows
+    needs = f".venv/bin/python -m pip install mlflow=={mlflow.__version__}"
+    return f"{shows} (which needs all of mlflow: {needs})"
 
 
 @contextlib.contextmanager

@@ -336,6 +336,9 @@ def _refused(recipe: Recipe) -> list[str]:
         "augment_splits": recipe.augment_splits,
         "image.growth.shrink": growth and growth.shrink,
         "image.test_crop_mode": recipe.image.test_crop_mode,
+        # counted by an anchor's own class: those without one would not count at all
+        "loss.class_weights": getattr(recipe.loss, "class_weights", None),
+        "loss.class_weighting": getattr(recipe.loss, "class_weighting", None),
         "model.head_init_scale": recipe.model and recipe.model.head_init_scale,
         "model.start.head_std": start and start.head_std is not None,
         "model.start.head_bias": start and start.head_bias is not None,
