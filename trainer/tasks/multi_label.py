@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -18,12 +18,14 @@ from torch import Tensor, nn
 from trainer.base.devices import sum_dtype
 from trainer.base.errors import PlanError, UserError
 from trainer.base.names import plain_text
+from trainer.base.settings import Settings
 from trainer.components.task import Moved, TaskSection
 from trainer.data.datasets.layouts import Layout, TargetSet
 from trainer.data.decode import BadImage, Planes, read_image
 from trainer.data.evaluation import EvaluationStream, whole_image, whole_images
 from trainer.data.index import DataError
 from trainer.data.transforms import autocast, scored_inputs
+from trainer.recipe.plan import Plan
 from trainer.tasks.base import Prediction, Scores, Shown, Task, count_of
 from trainer.tasks.classification import Classification
 from trainer.tasks.constant import lowest_constant_loss
@@ -295,7 +297,7 @@ class MultiLabelSection(TaskSection):
     scores: ClassVar[tuple[str, ...]] = ("mAP_pct",)
     answers_with_pictures: ClassVar[bool] = True  # a softmax over its classes would mean nothing
 
-    def bound(self, plan: Any, settings: Any) -> Task:
+    def bound(self, plan: Plan, settings: Settings) -> Task:
         return MultiLabel(plan, settings)
 
     def targets(self, images: LabelledSet, places: np.ndarray, moved: Moved) -> Tensor:
@@ -303,11 +305,11 @@ class MultiLabelSection(TaskSection):
         return torch.from_numpy(images.table[places])
 
     def evaluation_stream(
-        self, images: LabelledSet, plan: Any, batch_images: int, test_px: int
+        self, images: LabelledSet, plan: Plan, batch_images: int, test_px: int
     ) -> EvaluationStream:
         return whole_images(images, plan, batch_images, test_px, PlacedStream)
 
-    def check(self, plan: Any) -> None:
+    def check(self, plan: Plan) -> None:
         super().check(plan)
         recipe = plan.recipe
         if recipe.loss.name in _OF_ONE_CLASS:
@@ -327,6 +329,6 @@ class MultiLabelSection(TaskSection):
                     f"{path}: not with task multi_label", f'use set="{path}=null"', fix={path: None}
                 )
 
-    def check_settings(self, plan: Any, settings: Any) -> None:
+    def check_settings(self, plan: Plan, settings: Settings) -> None:
         if settings.loader != "torch":
             raise UserError(f"loader={settings.loader}: reads no tables", "use loader=torch")

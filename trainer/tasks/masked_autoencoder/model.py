@@ -141,8 +141,7 @@ def autoencoder_of(
     name: the model's, for messages. decoder: width, blocks and heads. Raises PlanError for another
     kind of model, and for other patches than the recipe's.
     """
-    fits = isinstance(body, VisionTransformer) and body.pos_embed is not None
-    if not fits or body.embed_dim % 4:
+    if not isinstance(body, VisionTransformer) or body.pos_embed is None or body.embed_dim % 4:
         raise PlanError(
             f"model={name}: not one of timm's ViTs with position embeddings, which task"
             " masked_autoencoder needs",

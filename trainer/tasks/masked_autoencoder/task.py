@@ -17,12 +17,15 @@ from trainer.base import streams
 from trainer.base.component import StrictModel
 from trainer.base.devices import sum_dtype
 from trainer.base.errors import PlanError, UserError
+from trainer.base.settings import Settings
 from trainer.components.task import Moved, TaskSection
 from trainer.data.datasets.builtin import ImageSet
 from trainer.data.decode import BadImage
 from trainer.data.evaluation import EvaluationStream, whole_image, whole_images
 from trainer.data.loader import MicroBatch
 from trainer.data.transforms import autocast, model_inputs, scored_inputs
+from trainer.recipe.plan import Plan
+from trainer.recipe.profiles import Profile
 from trainer.tasks.base import Prediction, Scores, Shown, Task, count_of
 from trainer.tasks.masked_autoencoder.model import (
     MaskedAutoencoder,
@@ -270,10 +273,10 @@ class MaskedAutoencoderSection(TaskSection):
         "decoder": {"width": 512, "blocks": 8, "heads": 16},
     }
 
-    def bound(self, plan: Any, settings: Any) -> Task:
+    def bound(self, plan: Plan, settings: Settings) -> Task:
         return MaskedAutoencoding(plan, settings)
 
-    def numbers(self, plan: Any) -> tuple[int, int]:
+    def numbers(self, plan: Plan) -> tuple[int, int]:
         """Patches of an image, and how many of them are hidden."""
         number = (plan.recipe.image.train_px // self.patch_px) ** 2
         return number, number - int(number * (1 - self.hidden_share))
@@ -283,20 +286,20 @@ class MaskedAutoencoderSection(TaskSection):
         return torch.from_numpy(places.astype(np.int64))
 
     def evaluation_stream(
-        self, images: ImageSet, plan: Any, batch_images: int, test_px: int
+        self, images: ImageSet, plan: Plan, batch_images: int, test_px: int
     ) -> EvaluationStream:
         return whole_images(images, plan, batch_images, test_px, NumberedStream)
 
-    def model_of(self, plan: Any, body: nn.Module) -> MaskedAutoencoder:
+    def model_of(self, plan: Plan, body: nn.Module) -> MaskedAutoencoder:
         section, decoder = plan.recipe.model, self.decoder
         sizes = decoder.width, decoder.blocks, decoder.heads
         made = autoencoder_of(plan.model, body, sizes, self.patch_px, self.numbers(plan)[1])
         return initialized(made, with_body=section is None or section.pretrained is None)
 
-    def check_data(self, profile: Any) -> None:
+    def check_data(self, profile: Profile) -> None:
         """Any images do."""
 
-    def check(self, plan: Any) -> None:
+    def check(self, plan: Plan) -> None:
         """Are there no keys that mean classes, and as many patches everywhere?"""
         super().check(plan)
         recipe = plan.recipe
@@ -334,14 +337,14 @@ class MaskedAutoencoderSection(TaskSection):
             )
         self._check_sizes(plan)
 
-    def check_settings(self, plan: Any, settings: Any) -> None:
+    def check_settings(self, plan: Plan, settings: Settings) -> None:
         if settings.test_px:
             raise UserError(
                 "test_px=: task masked_autoencoder is scored at its image.train_px",
                 "leave test_px= out",
             )
 
-    def _check_sizes(self, plan: Any) -> None:
+    def _check_sizes(self, plan: Plan) -> None:
         image_px, (number, hidden) = plan.recipe.image.train_px, self.numbers(plan)
         if image_px % self.patch_px:
             raise PlanError(
