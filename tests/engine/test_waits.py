@@ -28,7 +28,9 @@ def test_no_step_waits_for_the_gpu(name, precision):
     state, window = started(name, precision)
     with host_waits() as waits:
         loss = optimizer_step(state, window, 2)
-    assert not waits
+    # timm's own optimizers leave it to torch's scaler, which reads one number
+    asks_host = precision == "fp16" and state.plan.recipe.optimizer.waits_under_fp16
+    assert len(waits) == asks_host and all("Synchronize" in wait for wait in waits)
     assert math.isfinite(loss.item())
 
 

@@ -57,6 +57,9 @@ class Optimizer(Component):
     """
 
     kind: ClassVar[str] = "optimizer"
+    # under fp16 an infinite gradient leaves a step out: torch's scaler asks the host whether, where
+    # the class does not decide it on the device
+    waits_under_fp16: ClassVar[bool] = False
     weight_decay: Annotated[float, Field(ge=0, le=1)]
     no_decay: tuple[Kind, ...] = ()
     no_decay_names: tuple[str, ...] = ()
@@ -226,6 +229,7 @@ class RmspropTf(Optimizer):
     """
 
     name: Literal["rmsprop_tf"] = "rmsprop_tf"
+    waits_under_fp16: ClassVar[bool] = True
     decay_follows_rate: ClassVar[bool] = True
     alpha: Beta
     eps: Epsilon
@@ -260,6 +264,7 @@ class TimmOptimizer(Optimizer):
     """
 
     name: Literal["timm"] = "timm"
+    waits_under_fp16: ClassVar[bool] = True
     decay_follows_rate: ClassVar[bool] = True
     optimizer: str
     fields: dict[str, Any] = {}
