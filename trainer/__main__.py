@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import warnings
+from pathlib import Path
 
 from trainer.base.disk import why
 from trainer.base.exits import EXIT_UNWRITTEN
@@ -52,7 +53,8 @@ def main() -> None:
     if not is_long and output.trouble and output.trouble.errno not in (errno.EPIPE, errno.EBADF):
         print(f"error: standard output: cannot write ({why(output.trouble)})", file=sys.stderr)
         code = EXIT_UNWRITTEN
-    ending.code = code or 0
+    if Path(sys.argv[0]).stem in ("rsb", "__main__"):  # not where another program has called this
+        ending.code = code or 0
     sys.exit(code)
 
 

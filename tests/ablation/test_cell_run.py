@@ -60,6 +60,7 @@ def test_a_cell_is_trained_as_its_own_job_with_the_settings_of_the_sweep(tmp_pat
         "runs": shared.runs,
         "results": shared.results,
         "track": "",
+        "test_px": "",
     }
     assert given == [(repeat.job, "cpu", machine, None, None)]
 

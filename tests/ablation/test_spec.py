@@ -146,7 +146,7 @@ def test_every_model_on_every_data_set_is_a_group_with_its_own_base(tmp_path):
             "model=resnet5O: timm has no such model (did you mean resnet50?)",
         ),
         ("[test_resnet]", "[test_resnet, test_resnet]", "models:", "test_resnet is listed twice"),
-        ("[digits]", "[digit]", "data:", "data=digit: unknown (did you mean digits?)"),
+        ("[digits]", "[digit]", "data:", "data=digit: unknown (did you mean digits"),
         ("[digits]", "[digit.yaml]", "data:", "'digit.yaml': no such file"),
         ("[0, 1]", "[0, 1, 0]", "seeds:", "0 is listed twice"),
         ("[0, 1]", "[-1]", "seeds:", "it must be at least 0"),
@@ -185,7 +185,7 @@ def test_every_model_on_every_data_set_is_a_group_with_its_own_base(tmp_path):
             "  batch: {",
             "is more than the 1437 training images",
         ),
-        ("batch.images: 64", "lr.peak: 0", "  lr.peak", "write lr.peak=null to turn it off"),
+        ("batch.images: 64", "lr.peak: 0", "  lr.peak", "it must be above 0"),
         ("batch.images: 64", "name: B2", "  name: B2", "this is what the recipe says about itself"),
         (
             "batch.images: 64",

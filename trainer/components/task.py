@@ -9,13 +9,14 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
-from torch import Tensor, nn
 
 from trainer.base.component import Component, registered, tag_of
 from trainer.base.errors import PlanError
 from trainer.base.scores import CLASSIFICATION
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # torch takes seconds, which a table need not wait for
+    from torch import Tensor, nn
+
     from trainer.tasks.base import Task
 
 
