@@ -141,6 +141,7 @@ def test_a_verdict_names_the_numbers_and_a_run():
 def test_an_evaluation_that_is_not_known_makes_no_pair():
     rows = [curve_row(seed, (500, 500, 500)) for seed in range(3)]
     assert ExpectedCurve(rows).verdict({1: 45.6, 3: 45.6}).state == "below"
+    assert ExpectedCurve(rows).verdict({1: 45.6, 3: 45.6}, every_epochs=2).state == "off track"
 
 
 def test_curves_are_read_from_lines_and_damaged_ones_are_skipped():

@@ -91,11 +91,12 @@ class ExpectedCurve:
         self.num_seeds = len(rows)
         self.most_sigma, self.far_sigma = limits(self._rows[0].epochs)
 
-    def verdict(self, curve: Curve) -> Verdict:
-        """What the last evaluation of a run says, given all so far."""
+    def verdict(self, curve: Curve, every_epochs: int = 1) -> Verdict:
+        """What the last evaluation of a run says, given all so far. every_epochs: from one to the
+        next; where that before the last is not known, the two are no pair.
+        """
         epoch = max(curve)
-        last = max((one for one in curve if one < epoch), default=0)
-        sigma, before = self._sigma(curve, epoch), self._sigma(curve, last)
+        sigma, before = self._sigma(curve, epoch), self._sigma(curve, epoch - every_epochs)
         assert sigma is not None
         state: State = "on track"
         if sigma > self.most_sigma:

@@ -255,7 +255,7 @@ class TrainingRun(NullRun):
         self.curve[epoch] = self.state.task.restored(record).main_pct
         if self.expected is None:
             return False
-        verdict = self.expected.verdict(self.curve)
+        verdict = self.expected.verdict(self.curve, self.settings.eval_every_epochs)
         is_off = verdict.state == "off track"
         self.say(str(verdict), "bold red" if is_off else None)
         return is_off
