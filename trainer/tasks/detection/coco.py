@@ -15,12 +15,14 @@ from trainer.tasks.detection.annotations import Annotations, Gathered
 
 _SPLITS = {"train": "train", "val": "val(?:id|idation)?"}
 _EXPORT = "_annotations.coco.json"  # Roboflow's, beside the images of a split
+_START_BYTES = 2**20
 _KEYS = ("images", "categories", "annotations")
 
 
 def annotation_files(root: Path, split: str) -> list[Path]:
     """The JSON of a split: instances_train.json, instances_train2017.json or train.json in root or
-    root/annotations, or train/_annotations.coco.json; all that there are.
+    root/annotations, or train/_annotations.coco.json; all that there are. A train.json may be of
+    something else, and is one only with a list of COCO's.
     """
     named = re.compile(rf"(?:instances_)?{_SPLITS[split]}(?:20\d\d)?\.json", re.IGNORECASE)
     beside = re.compile(_SPLITS[split], re.IGNORECASE)
@@ -28,11 +30,21 @@ def annotation_files(root: Path, split: str) -> list[Path]:
         path
         for folder in (root, root / "annotations")
         for path in (sorted(folder.glob("*.json")) if folder.is_dir() else ())
-        if named.fullmatch(path.name)
+        if named.fullmatch(path.name) and (path.name.lower().startswith("inst") or _has_lists(path))
     ]
     return found + [
         path for path in sorted(root.glob(f"*/{_EXPORT}")) if beside.fullmatch(path.parent.name)
     ]
+
+
+def _has_lists(path: Path) -> bool:
+    """Is one of COCO's lists named in the beginning of a file?"""
+    try:
+        with path.open("rb") as file:
+            start = file.read(_START_BYTES)
+    except OSError:
+        return False
+    return any(b'"%s"' % key.encode() in start for key in _KEYS)
 
 
 def read_split(root: Path, split: str) -> Annotations:
