@@ -114,7 +114,7 @@ def test_a_fault_in_the_next_forward_pass_strikes_between_replays():
 
 
 def test_what_no_graph_can_hold_is_refused():
-    with pytest.raises(UserError, match="cuda_graphs=1: needs a GPU; use cuda_graphs=0"):
+    with pytest.raises(UserError, match="cuda_graphs=1: needs an NVIDIA GPU; use cuda_graphs=0"):
         make_settings("cpu", cuda_graphs=True)
     with pytest.raises(UserError, match="cuda_graphs=1: norms with estimated .* use cuda_graphs=0"):
         CapturedPasses(torch.nn.Sequential(EstimatedBatchNorm2d(4, 1e-5, 0.1)), "cuda")
