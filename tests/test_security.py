@@ -395,7 +395,10 @@ def test_no_file_of_the_program_can_run_what_it_reads(path):
             # tarfile lists the members of shards; that nothing is extracted is tested beside them;
             # a process and the one that it forked pickle what they send each other, as
             # multiprocessing does
-            allowed = {"shards.py": {"tarfile"}, "messages.py": {"pickle"}}.get(path.name, set())
+            # VOC's annotations are XML: what declares entities is refused before it is parsed
+            allowed = {
+                "shards.py": {"tarfile"}, "messages.py": {"pickle"}, "voc.py": {"xml"}
+            }.get(path.name, set())  # fmt: skip
             assert not {name.split(".")[0] for name in names} & (FORBIDDEN_MODULES - allowed), names
         if not isinstance(node, ast.Call):
             continue

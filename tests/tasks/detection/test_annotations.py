@@ -208,9 +208,11 @@ def test_a_class_of_val_alone_and_a_damaged_xml_are_refused(tmp_path):
     things = [[("dog", (1, 1, 9, 9), 0)], [("cow", (1, 1, 9, 9), 0), ("dog", (1, 1, 9, 9), 0)]]
     root = voc_folder(tmp_path / "voc", things)
     assert "unknown class (cow)" in check_data(opened(root).val).bad[0]
-    (root / "Annotations" / "000.xml").write_text("<annotation>")
-    with pytest.raises(DataError, match=r"000\.xml"):
-        find_profile(str(root))
+    entities = '<!DOCTYPE a [<!ENTITY x "lol">]><annotation>&x;</annotation>'
+    for text in ("<annotation>", entities):
+        (root / "Annotations" / "000.xml").write_text(text)
+        with pytest.raises(DataError, match=r"000\.xml"):
+            find_profile(str(root))
 
 
 def test_a_voc_folder_with_boxes_and_masks_is_read_for_either_task(tmp_path):

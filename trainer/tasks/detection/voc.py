@@ -5,6 +5,7 @@ from __future__ import annotations
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+from trainer.base.disk import UnfitFile, read_regular
 from trainer.data.index import DataError
 from trainer.tasks.detection.annotations import Annotations, Gathered
 
@@ -13,6 +14,8 @@ LISTS = {"train": ("train", "trainval"), "val": ("val", "test")}
 _FIRST = 1  # VOC counts pixels from 1, and a box includes its last one
 _SIZE = ("width", "height")
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
+
+_LARGEST_BYTES = 2**24  # of an annotation: tens of thousands of boxes
 
 
 def list_file(root: Path, split: str) -> Path | None:
@@ -93,8 +96,11 @@ def _names(file: Path) -> list[str]:
 
 def _root_of(path: Path) -> ElementTree.Element:
     try:
-        return ElementTree.parse(path).getroot()
-    except (OSError, ElementTree.ParseError) as error:
+        text = read_regular(path, _LARGEST_BYTES).decode()
+        if "<!DOCTYPE" in text or "<!ENTITY" in text:  # which may grow without end
+            raise ValueError("it declares a document type or entities, which VOC's files do not")
+        return ElementTree.fromstring(text)
+    except (OSError, UnfitFile, ValueError, ElementTree.ParseError) as error:
         raise DataError(
             f"cannot be read ({error})",
             "use an intact file, or leave the image out of the list",
