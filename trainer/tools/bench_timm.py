@@ -163,10 +163,12 @@ def _part(recipe: Recipe, kind: type[Part]) -> Part | None:
 
 
 def _policy(drawn: RandAugment) -> str:
-    """rand-m7-n2-p0.5-mstd0.5-inc1, as timm writes it."""
+    """rand-m7-n2-p0.5-mstd0.5-mmax9-inc1, as timm writes it. At 10, which its noise reaches, an
+    increasing posterize keeps 0 bits, which newer Pillows refuse.
+    """
     spread = f"-mstd{drawn.magnitude_std:g}" if drawn.magnitude_std else ""
     strength = f"rand-m{drawn.magnitude:g}-n{drawn.num_ops}-p{drawn.op_share:g}"
-    return f"{strength}{spread}-inc{int(drawn.increasing)}"
+    return f"{strength}{spread}-mmax9-inc{int(drawn.increasing)}"
 
 
 def _endless(loader) -> Iterator[tuple[Tensor, Tensor]]:
