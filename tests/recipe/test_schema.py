@@ -148,7 +148,7 @@ def test_positions_are_those_of_the_page():
             "drop_path: 0.05",
             "average: {decay: 0.9, every_steps: 1}",
             "average:",
-            "average has no name; add name: ema",
+            "average has no name; add name: one of ema, lookahead",
         ),
         (
             "  lr.warmup_from:",

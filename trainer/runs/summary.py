@@ -309,7 +309,7 @@ def plan_in_full(
     normalization_note(out, plan)
     replaced_lines(out, recipe, swaps)
     table = Table(show_header=False, box=None, pad_edge=False)
-    epochs = counted(recipe.epochs, "epoch")
+    epochs, moved_px = counted(recipe.epochs, "epoch"), recipe.image.test_translate_px
     for name, value in {
         "steps": f"{plan.num_steps:,} = {epochs} x {plan.steps_per_epoch:,}",
         "batch": batch_line(plan),
@@ -327,6 +327,7 @@ def plan_in_full(
         "image": (
             f"{growth_line(plan)} for training, {recipe.image.test_px} px for testing"
             + (" (with the mirror image)" if recipe.image.test_flip else "")
+            + (f" (moved by {moved_px} px too)" if moved_px else "")
         ),
         "model": model_facts(plan, model),
         "teacher": teacher
@@ -354,6 +355,8 @@ def model_facts(plan: Plan, model) -> str:
         weights, until = dict(model.named_parameters()), freeze.until_epochs
         number = sum(weights[name].numel() for name in frozen_names(model, freeze))
         frozen = f" ({number:,} frozen" + (f" until epoch {until:g})" if until else ")")
+        if freeze.from_epochs:
+            frozen = f" ({number:,} frozen from epoch {freeze.from_epochs:g} on)"
     return (
         f"{num_parameters(model):,} parameters{frozen}, {cost:.4g} G multiply-adds an image of"
         f" {test_px} px"

@@ -1,0 +1,193 @@
+"""airbench's recipes train as their source does: its network, loss, rates and steps, written here in
+float64 from the paper and the script's own numbers, on the same inputs.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch.nn import functional
+
+from support.plans import small_plan
+from trainer.base.settings import make_settings
+from trainer.components.optimizers import param_groups
+from trainer.data.dataset import open_data
+from trainer.data.patches import planned_over
+from trainer.engine.state import TrainingState
+from trainer.engine.train import optimizer_step
+from trainer.recipe.schema import load_recipe
+from trainer.recipe.shipped import find_recipe
+from trainer.runs.job import Job, plan_of
+
+SETTINGS = make_settings("cpu", workers="0")
+
+
+def normed(x, weights, name, statistics):
+    """BatchNorm without a weight; statistics: of the evaluation, None in training."""
+    if statistics is None:
+        mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=False)
+    else:
+        mean, var = (statistics[f"{name}.running_{kind}"].double() for kind in ("mean", "var"))
+    x = (x - mean[:, None, None]) / (var[:, None, None] + 1e-12).sqrt()
+    return x + weights[f"{name}.bias"][:, None, None]
+
+
+def forward(weights, x, scale, statistics=None):
+    x = functional.gelu(functional.conv2d(x, weights["whiten.weight"], weights["whiten.bias"]))
+    for i in range(3):
+        place = f"groups.{i}"
+        x = functional.conv2d(x, weights[f"{place}.conv1.weight"], padding="same")
+        x = functional.max_pool2d(x, 2)
+        x = first = functional.gelu(normed(x, weights, f"{place}.norm1", statistics))
+        for j in (2, 3):
+            if f"{place}.conv{j}.weight" in weights:
+                x = functional.conv2d(x, weights[f"{place}.conv{j}.weight"], padding="same")
+                x = normed(x, weights, f"{place}.norm{j}", statistics)
+                x = functional.gelu(x + first if j == 3 else x)
+    x = functional.max_pool2d(x, 3).flatten(1)
+    return x @ weights["head.weight"].T * scale
+
+
+@pytest.mark.parametrize(("name", "scale"), [("airbench94", 1 / 256), ("airbench96", 1 / 9)])
+def test_the_networks_are_the_sources(name, scale):
+    torch.manual_seed(0)
+    model = timm.create_model(name)
+    images = torch.randn(8, 3, 32, 32)
+    weights = {key: weight.detach().double() for key, weight in model.named_parameters()}
+    with torch.no_grad():
+        found = model(images).double()
+        torch.testing.assert_close(
+            found, forward(weights, images.double(), scale), rtol=1e-3, atol=1e-4
+        )
+        statistics = model.eval().state_dict()
+        torch.testing.assert_close(
+            model(images).double(),
+            forward(weights, images.double(), scale, statistics),
+            rtol=1e-3,
+            atol=1e-4,
+        )
+
+
+@pytest.mark.parametrize("name", ["airbench94", "airbench96"])
+def test_the_networks_start_as_the_sources(name):
+    torch.manual_seed(0)
+    model = timm.create_model(name)
+    for path, module in model.named_modules():
+        if ".conv" in path:
+            weight = module.weight.detach()
+            number = weight.shape[1]
+            filters = torch.zeros(number, number, 3, 3)
+            filters[range(number), range(number), 1, 1] = 1
+            assert torch.equal(weight[:number], filters)
+            rest = weight[number:]
+            bound = 1 / math.sqrt(9 * number)  # torch's default
+            assert not len(rest) or rest.std() == pytest.approx(bound / math.sqrt(3), rel=0.02)
+        if ".norm" in path:
+            assert not module.weight.requires_grad and module.bias.requires_grad
+            assert module.momentum == pytest.approx({"airbench94": 0.4, "airbench96": 0.1}[name])
+    if name == "airbench94":
+        assert model.head.weight.std() == pytest.approx(1, rel=1e-4)
+        assert model.whiten.bias.abs().max() > 0
+    else:
+        assert model.head.weight.abs().max() <= 1 / math.sqrt(512)
+        assert model.whiten.bias.abs().max() == 0
+
+
+def orthogonal(matrix):
+    """Newton and Schulz's iteration, three times, as polynomials of the singular values."""
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    values = values / (values.square().sum().sqrt() + 1e-7)
+    for _ in range(3):
+        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    return left * values @ right
+
+
+def muon_sgd_step(weights, gradients, buffers, done_share):
+    """airbench94_muon.py: sums over 2000 images, each part at its rate, all falling to zero."""
+    for name, gradient in gradients.items():
+        weight = weights[name].detach()
+        if weight.ndim == 4:
+            buffers[name] = 0.6 * buffers.get(name, 0) + gradient
+            update = gradient + 0.6 * buffers[name]
+            weight = weight * len(weight) ** 0.5 / weight.norm()
+            update = orthogonal(update.flatten(1)).view_as(weight)
+            weights[name] = weight - 0.24 * (1 - done_share) * update
+        else:
+            lr = 0.67 if name == "head.weight" else 0.053
+            gradient = gradient + 2e-6 * 2000 / lr * weight
+            buffers[name] = 0.85 * buffers.get(name, 0) + gradient
+            weights[name] = weight - lr * (1 - done_share) * (gradient + 0.85 * buffers[name])
+
+
+def test_airbench94_steps_as_its_source_does():
+    overrides = "batch.norm_images=32 batch.drop_last=true model.freeze.from_epochs=0.05"
+    data = open_data(plan_of(Job("airbench94", "airbench94", "digits")).profile, None)
+    plan = planned_over(small_plan("airbench94", "airbench94", overrides), data.train)
+    state = TrainingState(plan, SETTINGS)
+    weights = {n: w.detach().double().clone() for n, w in state.model.named_parameters()}
+    batches = data.train_stream(plan, SETTINGS, 0)
+    loader, buffers = data.train_stream(plan, SETTINGS, 0), {}
+    frozen_from = math.ceil(0.05 * plan.steps_per_epoch)
+    for step in range(frozen_from + 2):
+        batch = next(batches)
+        images, _ = state.task.prepare(batch)
+        fixed = {n for n in weights if n == "whiten.weight" or ".norm" in n and "weight" in n}
+        fixed |= {"whiten.bias"} if step >= frozen_from else set()
+        for name in weights:
+            weights[name].requires_grad_(name not in fixed)
+        logits = forward(weights, images.double(), 1 / 256)
+        summed = functional.cross_entropy(logits, batch.labels, label_smoothing=0.2) * 2000
+        summed.backward()
+        gradients = {n: w.grad for n, w in weights.items() if w.requires_grad}
+        muon_sgd_step(weights, gradients, buffers, step / plan.num_steps)
+        loss = optimizer_step(state, loader, step)
+        assert loss.item() * 2000 == pytest.approx(summed.item(), rel=1e-3)
+        weights = {name: weight.detach().clone() for name, weight in weights.items()}
+    for name, weight in state.model.named_parameters():
+        np.testing.assert_allclose(
+            weight.detach().numpy(), weights[name].numpy(), rtol=2e-2, atol=2e-3, err_msg=name
+        )
+
+
+def test_airbench94s_run_is_the_sources():
+    plan = plan_of(Job("airbench94", "airbench94", "cifar10"))
+    assert not plan.deviations and plan.num_steps == 8 * 25
+    rates = [plan.lr_at(step) for step in range(200)]
+    assert rates == pytest.approx([0.24 * (1 - step / 200) for step in range(200)])
+    recipe = load_recipe(find_recipe("airbench94"))
+    assert [each.name for each in recipe.augment] == ["resize", "flip", "pad_crop"]
+
+
+def test_airbench96s_run_is_the_sources():
+    """By the formulas of legacy/airbench96.py, whose rates are for sums over 1024 images."""
+    plan = plan_of(Job("airbench96", "airbench96", "cifar10"))
+    assert not plan.deviations and plan.num_steps == 37 * 48 == 1776
+    kilostep_scale = 1024 * (1 + 1 / (1 - 0.85))
+    lr, decay = 9.0 / kilostep_scale, 0.012 * 1024 / kilostep_scale
+    factors = [
+        0.2 + 0.8 * step / 177 if step < 177 else (1776 - step) / (1776 - 177)
+        for step in range(1776)
+    ]
+    rates = [plan.lr_at(step) for step in range(1776)]
+    assert rates == pytest.approx([1024 * lr * factor for factor in factors])
+    groups = param_groups(timm.create_model("airbench96"), plan.recipe.optimizer)
+    found = {
+        (group["lr_scale"], group["weight_decay"] * group["lr_scale"]): len(group["params"])
+        for group in groups
+    }
+    expected = {(1.0, decay / (1024 * lr)): 12, (64.0, decay / (1024 * lr)): 9}
+    assert {(round(a, 9), round(b, 9)): n for (a, b), n in found.items()} == {
+        (a, round(b, 9)): n for (a, b), n in expected.items()
+    }
+    average = plan.recipe.average
+    for done in (5, 100, 1775, 1776):
+        weight = average.weight_at(done - 1, 0, 1024, 37, 48)
+        kept = 1.0 if done == 1776 else 0.95**5 * (done / 1776) ** 3
+        assert weight == pytest.approx(1 - kept)
+    assert average.weight_at(5, 0, 1024, 37, 48) is None
+    erasing = plan.recipe.augment[-1]
+    ids = np.stack([np.zeros(500), np.arange(500), np.zeros(500)], 1).astype(np.int64)
+    boxes = erasing.draw(0, ids, 32)["box"]
+    assert (boxes[:, 2:] == 12).all() and boxes[:, :2].max() == 20 and boxes[:, :2].min() == 0
