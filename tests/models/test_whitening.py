@@ -24,7 +24,7 @@ SETTINGS = make_settings("cpu", workers="0")
 
 
 def planned(overrides="", data="digits", **changes):
-    plan = small_plan("A2", "airbench94", f"{WHITENED} {overrides}", data=data)
+    plan = small_plan("A3", "airbench94", f"{WHITENED} {overrides}", data=data)
     plan = dataclasses.replace(plan, **changes)
     return planned_over(plan, open_data(plan.profile, None).train)
 
@@ -65,7 +65,7 @@ def test_they_do_not_depend_on_the_seed_and_others_do():
     first, second = (build_model(planned(seed=seed)).state_dict() for seed in (0, 1))
     assert torch.equal(first["whiten.weight"], second["whiten.weight"])
     assert not torch.equal(first["whiten.bias"], second["whiten.bias"])
-    plain = build_model(small_plan("A2", "airbench94")).state_dict()
+    plain = build_model(small_plan("A3", "airbench94")).state_dict()
     assert torch.equal(first["groups.0.conv1.weight"], plain["groups.0.conv1.weight"])
 
 
@@ -88,7 +88,7 @@ def test_ranks_have_the_same_and_keep_them():
 
 
 def test_before_the_images_are_open_they_are_random_and_nothing_trains():
-    plan = small_plan("A2", "airbench94", WHITENED)
+    plan = small_plan("A3", "airbench94", WHITENED)
     assert not build_model(plan).whiten.weight.requires_grad
     with pytest.raises(AssertionError, match="planned_over"):
         train(TrainingState(plan, SETTINGS), open_data(plan.profile, None))
@@ -107,7 +107,7 @@ class OneBad:
 
 
 def test_a_bad_image_is_left_out_where_bad_images_are_skipped():
-    plan = small_plan("A2", "airbench94", WHITENED)
+    plan = small_plan("A3", "airbench94", WHITENED)
     images = OneBad(open_data(plan.profile, None).train)
     with pytest.raises(BadImage):
         planned_over(plan, images)
@@ -116,7 +116,7 @@ def test_a_bad_image_is_left_out_where_bad_images_are_skipped():
 
 
 def test_more_images_than_there_are_is_all_of_them():
-    plan = small_plan("A2", "airbench94", WHITENED.replace("50", "9999"))
+    plan = small_plan("A3", "airbench94", WHITENED.replace("50", "9999"))
     data = open_data(plan.profile, None)
     found = planned_over(plan, data.train).patches
     assert found.number == data.train.num_images * 31 * 31
@@ -126,10 +126,10 @@ def test_more_images_than_there_are_is_all_of_them():
 @pytest.mark.parametrize("model", ["test_resnet", "test_vit"])
 def test_another_first_convolution_is_refused(model):
     with pytest.raises(UserError, match=r"model\.whitening") as error:
-        build_model(small_plan("A2", model, WHITENED))
+        build_model(small_plan("A3", model, WHITENED))
     assert error.value.hint
 
 
 def test_given_weights_are_not_overwritten():
     with pytest.raises(UserError, match="pretrained"):
-        small_plan("A2", "airbench94", f"{WHITENED} 'model.pretrained={{}}'")
+        small_plan("A3", "airbench94", f"{WHITENED} 'model.pretrained={{}}'")

@@ -2,6 +2,7 @@
 float64 from the paper and the script's own numbers, on the same inputs.
 """
 
+import copy
 import math
 
 import numpy as np
@@ -149,6 +150,28 @@ def test_airbench94_steps_as_its_source_does():
         np.testing.assert_allclose(
             weight.detach().numpy(), weights[name].numpy(), rtol=2e-2, atol=2e-3, err_msg=name
         )
+
+
+@pytest.mark.parametrize("name", ["airbench94", "airbench96"])
+def test_a_resumed_run_has_the_same_bits(name):
+    """Filters of the images, momentum, slow weights, a bias that stops, flips by turns."""
+    overrides = "batch.norm_images=32 model.freeze.from_epochs=0.1"
+    data = open_data(plan_of(Job(name, name, "digits")).profile, None)
+
+    def steps(first, until, saved=None):
+        plan = planned_over(small_plan(name, name, overrides), data.train)
+        state = TrainingState(plan, SETTINGS)
+        if saved:
+            state.load_state_dict(copy.deepcopy(saved))
+        loader = data.train_stream(plan, SETTINGS, first)
+        for step in range(first, until):
+            optimizer_step(state, loader, step)
+        return state.state_dict()
+
+    whole, halves = steps(0, 8), steps(4, 8, steps(0, 4))
+    for kind in ("model", "average"):
+        for key, tensor in (whole[kind] or {}).items():
+            assert torch.equal(tensor, halves[kind][key]), key
 
 
 def test_airbench94s_run_is_the_sources():

@@ -16,8 +16,8 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from trainer.base.settings import Settings
-from trainer.components.averaging import Ema
 from trainer.components.augmentation import Augmentation
+from trainer.components.averaging import Ema
 from trainer.components.crops import Flip, RandomResizedCrop
 from trainer.components.erasing import RandomErasing
 from trainer.components.losses import BinaryCrossEntropy, CrossEntropy
