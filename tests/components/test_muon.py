@@ -35,7 +35,7 @@ class Net(nn.Module):
 def newton_schulz(matrix, iterations):
     """In float64, by the singular values alone: the iteration is an odd polynomial of them."""
     left, values, right = np.linalg.svd(matrix, full_matrices=False)
-    values = values / (np.sqrt((values**2).sum()) + 1e-7)
+    values = values / np.sqrt((values**2).sum())
     for _ in range(iterations):
         values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
     return left * values @ right
@@ -62,6 +62,13 @@ def test_the_iteration_moves_singular_values_alone(shape, iterations):
     matrix = np.random.default_rng(0).normal(size=shape)
     ours = orthogonalized(torch.from_numpy(matrix).float(), iterations)
     np.testing.assert_allclose(ours.numpy(), newton_schulz(matrix, iterations), atol=2e-5)
+
+
+def test_small_gradients_are_as_good_as_large_ones():
+    matrix = torch.randn(6, 20, generator=torch.Generator().manual_seed(0))
+    found = orthogonalized(1e-9 * matrix, 3)
+    torch.testing.assert_close(found, orthogonalized(matrix, 3), rtol=1e-4, atol=1e-5)
+    assert not orthogonalized(0 * matrix, 3).any()
 
 
 @pytest.mark.parametrize("normalized", [True, False])

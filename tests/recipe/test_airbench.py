@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional
 
 from support.plans import small_plan
+from support.ranked import in_float64
 from trainer.base.settings import make_settings
 from trainer.components.optimizers import param_groups
 from trainer.data.dataset import open_data
@@ -89,7 +90,7 @@ def test_the_networks_start_as_the_sources(name):
             assert not module.weight.requires_grad and module.bias.requires_grad
             assert module.momentum == pytest.approx({"airbench94": 0.4, "airbench96": 0.1}[name])
     if name == "airbench94":
-        assert model.head.weight.std() == pytest.approx(1, rel=1e-4)
+        assert model.head.weight.detach().std().item() == pytest.approx(1, rel=1e-4)
         assert model.whiten.bias.abs().max() > 0
     else:
         assert model.head.weight.abs().max() <= 1 / math.sqrt(512)
@@ -123,33 +124,49 @@ def muon_sgd_step(weights, gradients, buffers, done_share):
 
 
 def test_airbench94_steps_as_its_source_does():
+    """In float64, each step from where ours then is: at these rates, and where the digits' patches
+    are nearly flat, rounding grows from step to step.
+    """
+    with in_float64():
+        _compare_steps()
+
+
+def _compare_steps():
     overrides = "batch.norm_images=32 batch.drop_last=true model.freeze.from_epochs=0.05"
-    data = open_data(plan_of(Job("airbench94", "airbench94", "digits")).profile, None)
-    plan = planned_over(small_plan("airbench94", "airbench94", overrides), data.train)
+    plan = small_plan("airbench94", "airbench94", overrides, data="digits-grey")
+    data = open_data(plan.profile, None)
+    plan = planned_over(plan, data.train)
     state = TrainingState(plan, SETTINGS)
-    weights = {n: w.detach().double().clone() for n, w in state.model.named_parameters()}
-    batches = data.train_stream(plan, SETTINGS, 0)
-    loader, buffers = data.train_stream(plan, SETTINGS, 0), {}
+    named = dict(state.model.named_parameters())
+    batches, loader = (data.train_stream(plan, SETTINGS, 0) for _ in range(2))
     frozen_from = math.ceil(0.05 * plan.steps_per_epoch)
     for step in range(frozen_from + 2):
         batch = next(batches)
         images, _ = state.task.prepare(batch)
-        fixed = {n for n in weights if n == "whiten.weight" or ".norm" in n and "weight" in n}
+        fixed = {n for n in named if n == "whiten.weight" or (".norm" in n and "weight" in n)}
         fixed |= {"whiten.bias"} if step >= frozen_from else set()
-        for name in weights:
-            weights[name].requires_grad_(name not in fixed)
+        weights = {
+            name: weight.detach().double().requires_grad_(name not in fixed)
+            for name, weight in named.items()
+        }
+        buffers = {
+            name: state.optimizer.state[weight]["momentum_buffer"].double() * 2000**is_sgd
+            for name, weight in named.items()
+            for is_sgd in [weight.ndim < 4]
+            if weight in state.optimizer.state
+        }
         logits = forward(weights, images.double(), 1 / 256)
         summed = functional.cross_entropy(logits, batch.labels, label_smoothing=0.2) * 2000
         summed.backward()
-        gradients = {n: w.grad for n, w in weights.items() if w.requires_grad}
+        gradients = {n: weight.grad for n, weight in weights.items() if weight.requires_grad}
+        before = {name: weight.detach().double().clone() for name, weight in named.items()}
         muon_sgd_step(weights, gradients, buffers, step / plan.num_steps)
         loss = optimizer_step(state, loader, step)
-        assert loss.item() * 2000 == pytest.approx(summed.item(), rel=1e-3)
-        weights = {name: weight.detach().clone() for name, weight in weights.items()}
-    for name, weight in state.model.named_parameters():
-        np.testing.assert_allclose(
-            weight.detach().numpy(), weights[name].numpy(), rtol=2e-2, atol=2e-3, err_msg=name
-        )
+        assert loss.item() * 2000 == pytest.approx(summed.item(), rel=1e-6)
+        for name, weight in named.items():
+            expected = weights[name].detach() - before[name]
+            found = weight.detach().double() - before[name]
+            assert (found - expected).norm() <= 1e-3 * expected.norm(), (step, name)
 
 
 @pytest.mark.parametrize("name", ["airbench94", "airbench96"])

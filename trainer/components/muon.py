@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 _COEFFICIENTS = 3.4445, -4.7750, 2.0315
-_EPS = 1e-7
 
 
 def orthogonalized(matrix: Tensor, iterations: int) -> Tensor:
@@ -19,8 +18,9 @@ def orthogonalized(matrix: Tensor, iterations: int) -> Tensor:
     Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks".
     """
     a, b, c = _COEFFICIENTS
-    made = matrix.to(torch.bfloat16 if matrix.is_cuda else torch.float32)
-    made = made / (made.norm() + _EPS)
+    # The source adds 1e-7, small beside sums over a batch; gradients of means may be as small.
+    made = matrix / matrix.norm().clamp_min(torch.finfo(torch.float32).tiny)
+    made = made.to(torch.bfloat16 if matrix.is_cuda else torch.float32)
     is_tall = matrix.shape[0] > matrix.shape[1]
     if is_tall:
         made = made.T
