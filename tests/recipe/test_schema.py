@@ -395,7 +395,7 @@ def test_a_key_without_its_section_is_answered_with_its_whole_place(key, place):
             "optimizer.nesterov=true",
             ["optimizer.nesterov"],
             "unknown_key",
-            "of sgd and decoupled_sgd, not of lamb",
+            "of sgd and decoupled_sgd and muon_sgd, not of lamb",
         ),
         ("optimizer.name=lmab", ["optimizer.name"], "unknown_name", "did you mean lamb?"),
         ("lr.schedule.name=step", ["lr.schedule.name"], "missing", "every_epochs, factor"),
