@@ -29,9 +29,9 @@ from trainer.engine.state import Progress, Timer, TrainingState, algorithms_kept
 from trainer.models.build import build_model
 from trainer.runs.export import weights_digest
 from trainer.runs.job import Job, plan_of, run_job
+from trainer.runs.plan_lines import batch_line, growth_line
 from trainer.runs.rescore import rescore
 from trainer.runs.results import read_row
-from trainer.runs.summary import batch_line, growth_line
 from trainer.tasks import task_of
 
 

@@ -32,7 +32,8 @@ from trainer.models.spec import PARTS, Model
 from trainer.recipe import check
 from trainer.recipe.tree import plain
 from trainer.runs.export import export_model, is_timms
-from trainer.runs.job import Job, write_plan
+from trainer.runs.job import Job
+from trainer.runs.plan_file import write_plan
 from trainer.runs.run_folder import open_model
 
 

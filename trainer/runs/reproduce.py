@@ -23,6 +23,7 @@ from trainer.base.memory import keep_freed_memory
 from trainer.base.plugins import reasons_against
 from trainer.base.settings import Settings
 from trainer.base.signals import StopRequest
+from trainer.data.content import differ
 from trainer.data.dataset import OpenedData, open_data
 from trainer.data.datasets.beton import chosen_loader
 from trainer.data.profile import data_folder, find_profile
@@ -34,7 +35,7 @@ from trainer.recipe.overrides import Deviation
 from trainer.recipe.plan import BAD_IMAGES, Plan, make_plan
 from trainer.recipe.schema import Recipe, apply_overrides
 from trainer.runs import summary as show
-from trainer.runs.job import Job, differ, resolve, run_job, with_content
+from trainer.runs.job import Job, resolve, run_job, with_content
 from trainer.runs.results import FOUND_ORIGINS, Row
 from trainer.runs.run_folder import recipe_of
 from trainer.tasks.teacher import open_teacher
