@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trainer.base.component import Component
 from trainer.base.streams import uniforms
-from trainer.components.schedules import NumEpochs, until_epochs_in
+from trainer.components.epochs import NumEpochs, until_epochs_in
 from trainer.components.transfer import on
 
 Alpha = Annotated[float, Field(gt=0, le=100)]
