@@ -17,11 +17,11 @@ from PIL import Image
 from rich.console import Console
 
 from support.plans import small_plan, small_set
+from trainer.base.errors import DataError
 from trainer.base.exits import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED
 from trainer.base.settings import make_settings
 from trainer.base.signals import StopRequest
 from trainer.data.dataset import open_data
-from trainer.data.index import DataError
 from trainer.data.transforms import autocast, normalize
 from trainer.engine import train
 from trainer.engine.evaluate import evaluate, evaluate_all

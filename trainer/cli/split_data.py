@@ -10,7 +10,7 @@ import typer
 from trainer.base.commands import command
 from trainer.base.errors import UserError, printable
 from trainer.data.datasets.split import TABLES, split_folder, split_name, split_table
-from trainer.data.index import has_class_folders, instead_of, is_image_folder
+from trainer.data.image_folder import has_class_folders, instead_of, is_image_folder
 
 
 def split_data(data: str, out: Path | None, share: float, is_again: bool) -> None:

@@ -15,11 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from trainer.base.commands import command
-from trainer.base.errors import did_you_mean
+from trainer.base.errors import DataError, did_you_mean
 from trainer.data.datasets.builtin import ImageSet
 from trainer.data.datasets.members import read_image
 from trainer.data.decode import BadImage, evaluation_square, stack_squares
-from trainer.data.index import EXTENSIONS, DataError, is_image_folder
+from trainer.data.image_folder import EXTENSIONS, is_image_folder
 from trainer.data.transforms import fill_of
 from trainer.data.workers import Watch, items_of
 from trainer.inference.classifier import ImageFacts

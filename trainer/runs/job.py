@@ -18,7 +18,7 @@ from rich.console import Console
 from trainer.base.commands import command
 from trainer.base.cores import num_cores
 from trainer.base.disk import must_write, write_atomically
-from trainer.base.errors import OverrideError, UserError
+from trainer.base.errors import DataError, OverrideError, UserError
 from trainer.base.exits import (
     EXIT_DIVERGED,
     EXIT_DONE,
@@ -31,7 +31,6 @@ from trainer.base.signals import StopRequest
 from trainer.data.check import check_headers
 from trainer.data.content import differ
 from trainer.data.dataset import OpenedData
-from trainer.data.index import DataError
 from trainer.data.profile import find_profile
 from trainer.distributed.communicator import Ranks, alone
 from trainer.models.trained import GivenWeights

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer.base.disk import write_atomically
-from trainer.base.errors import PlanError
+from trainer.base.errors import DataError, PlanError
 from trainer.base.json_text import json_file
 from trainer.base.settings import Settings
 from trainer.data.content import differ
-from trainer.data.index import DataError
 from trainer.recipe.plan import Plan
 from trainer.runs.row import deviation_rows
 

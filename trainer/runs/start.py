@@ -8,6 +8,7 @@ import sys
 
 from rich.console import Console
 
+from trainer.base.cache import cache_note
 from trainer.base.errors import UserError, printable
 from trainer.base.exits import EXIT_STOPPED
 from trainer.base.memory import keep_freed_memory
@@ -16,7 +17,6 @@ from trainer.base.signals import Stopped, StopRequest
 from trainer.base.terminal import recorded
 from trainer.data.dataset import open_data
 from trainer.data.datasets.beton import chosen_loader
-from trainer.data.index import cache_note
 from trainer.data.profile import data_folder
 from trainer.distributed.communicator import Ranks, meet
 from trainer.distributed.env import Place, find_place, rank_device

@@ -24,7 +24,7 @@ from trainer.data.check import (
     rotated_note,
 )
 from trainer.data.dataset import OpenedData
-from trainer.data.index import STAND_INS
+from trainer.data.image_folder import STAND_INS
 from trainer.engine.precise_norm import statistics_note
 from trainer.models import zoo
 from trainer.models.build import assemble, check_model_name

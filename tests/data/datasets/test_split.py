@@ -7,10 +7,10 @@ import shlex
 import pytest
 
 from support.commands import rsb
-from trainer.base.errors import UserError
+from trainer.base.errors import DataError, UserError
 from trainer.data.dataset import open_data
 from trainer.data.datasets.split import split_folder, split_name
-from trainer.data.index import DataError, open_index
+from trainer.data.index import open_index
 from trainer.data.profile import find_profile
 
 

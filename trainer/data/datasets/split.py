@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trainer.base.disk import why
-from trainer.base.errors import UserError
+from trainer.base.errors import DataError, UserError
 from trainer.base.json_text import json_file
 from trainer.base.names import plain_text, why_no_name
-from trainer.data.index import EXTENSIONS, DataError, check_spelling, class_files
+from trainer.data.image_folder import EXTENSIONS, check_spelling, class_files
 
 RULE = "of each class, the first by sha256 of class/file"
 TABLES = (".csv", ".tsv", ".parquet")  # of paths and labels
