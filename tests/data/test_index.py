@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainer.base.cache import cache_folder, cache_note
 from trainer.base.errors import DataError
 from trainer.data import content as contents
 from trainer.data import image_folder, index
@@ -376,9 +375,3 @@ def test_a_cache_from_before_arrays_were_listed_is_not_believed(make_folder, set
         before.setattr(index, "_LAYOUT", 1)
         assert open_index(root, "train").num_images == 5
     assert open_index(root, "train").num_images == 6
-
-
-def test_a_user_with_a_home_keeps_caches_there_and_is_told_nothing(tmp_path, monkeypatch):
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / ".cache" / "rsb" and not cache_note()
