@@ -33,7 +33,7 @@ Crop = Annotated[
 Interpolation = Annotated[
     str, typer.Option(help="bicubic, bilinear or bilinear_no_antialias; default: the model's.")
 ]
-Data = Annotated[
+DataFolder = Annotated[
     str,
     typer.Option(help="A folder of class folders; default: the run's own validation images."),
 ]
@@ -113,7 +113,7 @@ def evaluate(
     run: Run = "",
     model: Model = "",
     weights: WeightsFile = "",
-    data: Data = "",
+    data: DataFolder = "",
     page: Page = None,
     real: Real = None,
     among_present: AmongPresent = False,
