@@ -318,10 +318,12 @@ class Run:
 
     @property
     def name(self) -> str:
+        """The run's name, which is its folder's."""
         return self.folder.name
 
     @property
     def is_finished(self) -> bool:
+        """Has it trained to its end, and not diverged?"""
         return self.row is not None and self.row.status == "finished"
 
     @cached_property

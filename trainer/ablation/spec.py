@@ -139,6 +139,7 @@ class Ablation:
 
 
 def ablations_folder() -> Path:
+    """The folder of the ablations that come with the suite."""
     return shipped_folder("ablations")
 
 

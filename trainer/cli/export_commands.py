@@ -39,6 +39,7 @@ class Photos:
     check: Callable[[], None]
 
     def paths(self) -> tuple[Path, ...]:
+        """The images asked for, found at any depth; none where none were."""
         return find_images(self.images) if self.images else ()
 
 

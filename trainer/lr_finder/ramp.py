@@ -56,6 +56,7 @@ class Scalar:
 
     @property
     def is_rate(self) -> bool:
+        """Is it the learning rate?"""
         return self.label == RATE
 
     @property

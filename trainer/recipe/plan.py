@@ -83,6 +83,7 @@ class Plan:
 
     @property
     def num_warmup_steps(self) -> int:
+        """Optimizer steps of the warm-up, 0 without one."""
         return self.recipe.lr.num_warmup_steps(self.steps_per_epoch)
 
     def lr_at(self, step: int, scores: Sequence[float] = ()) -> float:
@@ -155,6 +156,7 @@ class Plan:
         return {micro_batch + stride * unit: slice(unit, None, number) for unit in range(number)}
 
     def is_epoch_end(self, step: int) -> bool:
+        """Is this step, counted from 0, the last of its epoch?"""
         return (step + 1) % self.steps_per_epoch == 0
 
     def last_evaluation(self, step: int, every_epochs: int) -> int:

@@ -44,6 +44,7 @@ def stores_of(text: str) -> tuple[Path, ...]:
 
 
 def folders_of(stores: Stores) -> Sequence[Path]:
+    """The stores as a list of folders."""
     return [stores] if isinstance(stores, Path) else stores
 
 
@@ -134,6 +135,7 @@ def stored_rows(results: Path, prefix: str) -> Iterator[Row]:
 
 
 def notes_path(results: Path, name: str) -> Path:
+    """The file of the user's comments on an ablation."""
     return results / f"{name}.notes.md"
 
 

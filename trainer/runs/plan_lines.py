@@ -16,6 +16,7 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 
 def batch_line(plan: Plan) -> str:
+    """How a step's images are split over ranks and micro-batches."""
     batch, world, mix = plan.recipe.batch, plan.world_size, plan.recipe.mix
     assigned = plan.assignment(0, world)
     each = -(-plan.norm_samples(0) // assigned.num_parts)

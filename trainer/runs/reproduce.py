@@ -65,6 +65,7 @@ class Verdict:
 
     @property
     def is_reproduced(self) -> bool:
+        """Has the row's result come again: its bits, its seeds' spread, or its divergence?"""
         return self.kind != "different"
 
 

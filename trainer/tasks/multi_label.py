@@ -54,6 +54,7 @@ class LabelledSet(TargetSet):
 
     @property
     def num_images(self) -> int:  # type: ignore[override]
+        """Images of the split, each with a line of the table."""
         return len(self.images)
 
     @cached_property

@@ -40,6 +40,7 @@ class TargetSet(ABC):
 
     @property
     def labels(self) -> np.ndarray:
+        """[N] int32, all 0: an image of such a set has no one class."""
         return np.zeros(self.num_images, np.int32)
 
     @abstractmethod

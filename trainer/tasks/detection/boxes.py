@@ -60,10 +60,12 @@ class BoxSet(TargetSet):
 
     @property
     def num_images(self) -> int:  # type: ignore[override]
+        """Images of the split, those without a box too."""
         return len(self.annotations.names)
 
     @property
     def classes(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The classes' names, in the order of their labels."""
         return self.annotations.classes
 
     @property

@@ -54,6 +54,7 @@ class MaskedSet(TargetSet):
 
     @property
     def num_images(self) -> int:  # type: ignore[override]
+        """Images of the split, each with its mask."""
         return len(self.images)
 
     @cached_property
