@@ -186,7 +186,7 @@ class Mixing(Component):
         return self.of_images(images, mix), self.of_targets(targets, mix)
 
     def of_images(self, images: Tensor, mix: Mix | MixOfEach) -> Tensor:
-        """Images [B, C, H, W] float, mixed: blended with their partners, or with a box of theirs."""
+        """Images [B, C, H, W] float: blended with their partners, or with a box of theirs."""
         if isinstance(mix, MixOfEach):
             return self._images_of_each(images, mix)
         if mix.box is None:
