@@ -70,7 +70,7 @@ def class_files(root: Path) -> dict[str, list[bytes]]:
     classes = _class_names(root)
     check_spelling(root, classes)
     files = {
-        name: sorted(path for path, _, _ in files_of(Path(root), name, {}, Counter()))
+        name: sorted(path for path, _, _ in class_images(Path(root), name, {}, Counter()))
         for name in classes
     }
     for name in (name for name, paths in files.items() if not paths):
@@ -88,7 +88,7 @@ def folder_names(split: str) -> tuple[str, ...]:
     return FOLDERS[split] + (STAND_INS if split == "val" else ())
 
 
-def split_folder(root: Path, split: str) -> Path:
+def folder_of_split(root: Path, split: str) -> Path:
     """The folder of a split, the first of its names that is there. Raises DataError."""
     for name in folder_names(split):
         if (Path(root) / name).is_dir():
@@ -113,9 +113,9 @@ def instead_of(root: Path, split: str) -> str:
 
 def shared_classes(root: Path) -> tuple[str, ...]:
     """The class folders' names, which train and val must share."""
-    train, val = (_class_names(split_folder(root, split)) for split in FOLDERS)
+    train, val = (_class_names(folder_of_split(root, split)) for split in FOLDERS)
     for name in sorted(set(train) ^ set(val)):
-        where = "train" if name in train else split_folder(root, "val").name
+        where = "train" if name in train else folder_of_split(root, "val").name
         raise DataError(
             f"{root}: class {name!r} is in {where}/ only{spelled_otherwise(name, {*train, *val})}",
             "use the same classes in both",
@@ -173,7 +173,7 @@ def kinds_of(ignored: Counter[str]) -> dict[str, int]:
     return kinds | ({"others": rest} if rest else {})
 
 
-def files_of(
+def class_images(
     folder: Path, class_name: str, stamps: dict[str, int], ignored: Counter[str]
 ) -> Iterator[tuple[bytes, int, int]]:
     """(relative path, size, time) of every image below one class folder, in no order; counts what

@@ -23,12 +23,12 @@ from trainer.base.errors import DataError
 from trainer.base.json_text import json_file
 from trainer.data.image_folder import (
     STAND_INS,
+    class_images,
     extension_of,
-    files_of,
+    folder_of_split,
     kinds_of,
     no_image,
     shared_classes,
-    split_folder,
     stamp,
     stat_of,
 )
@@ -125,7 +125,7 @@ def open_index(root: Path, split: str, check_files: bool = True) -> Index:
     Raises DataError without train/ or val/, for an empty class, for classes that differ between the
     two, and where the cache cannot be written.
     """
-    folder = split_folder(root, split)
+    folder = folder_of_split(root, split)
     classes = shared_classes(root)
     name = hashlib.sha256(os.fsencode(os.path.abspath(root))).hexdigest()[:16]
     record = cache_folder() / "index" / name / f"{split}.json"
@@ -251,7 +251,7 @@ def _scan(
     paths, offsets, labels, sizes = bytearray(), array("q", [0]), array("i"), array("q")
     times = array("q")
     for label, name in enumerate(classes):
-        files = sorted(files_of(folder, name, stamps, ignored))
+        files = sorted(class_images(folder, name, stamps, ignored))
         if not files:
             raise no_image(folder / name)
         for path, size, changed in files:

@@ -155,10 +155,6 @@ class Plan:
         number, stride = self.recipe.units_together, self.micro_batches(step)
         return {micro_batch + stride * unit: slice(unit, None, number) for unit in range(number)}
 
-    def is_epoch_end(self, step: int) -> bool:
-        """Is this step, counted from 0, the last of its epoch?"""
-        return (step + 1) % self.steps_per_epoch == 0
-
     def last_evaluation(self, step: int, every_epochs: int) -> int:
         """The last step up to `step` after which there is an evaluation, of every n-th epoch and of
         the last; 0 for none.
