@@ -249,6 +249,7 @@ LAYERS = {
     "BlockDropout": (lambda kind: kind(0.2, 2), FEATURES),
     "ChannelsLast": (lambda kind: kind(nn.GroupNorm(1, 3)), FEATURES),
     "GhostBatchNorm2d": (lambda kind: kind(4, 2, 1e-5, 0.1), FEATURES),
+    "SplitBatchNorm2d": (lambda kind: kind(4, 2, 1e-5, 0.1), FEATURES),
     "EstimatedBatchNorm2d": (lambda kind: kind(4, 1e-5, 0.1), FEATURES),
     "BatchChannelNorm2d": (lambda kind: kind(4, 2, 1e-5, 0.1, "batch"), FEATURES),
     "_GroupNorm": (lambda kind: kind(2, 4), FEATURES),  # on a CPU in float64: the reference's pass
