@@ -149,7 +149,7 @@ def _write_tensorboard(folder: Path, curves: tuple[Curve, ...]) -> None:
 
 
 def print_plan_head(out: Console, setup) -> None:
-    """The lines above a LR finder run: page, deviations, batch, range, how long it will be."""
+    """The lines above a LR finder run: recipe, deviations, batch, range, how long it will be."""
     plan, lengths, scalar = setup.plan, setup.lengths, setup.scalar
     out.print(f"[bold]{plan.recipe.name}.v{plan.recipe.version}[/] {escape(plan.recipe.title)}")
     out.print(f"{plan.model} on {escape(plan.profile.name)}", highlight=False)

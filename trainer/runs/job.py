@@ -87,9 +87,9 @@ def resolve(
 
     Raises UserError for what is wrong in the recipe or in the overrides.
     """
-    page, positions = open_recipe(find_recipe(job.recipe))
-    recipe = page.for_model(job.model)
-    origin = published_recipe(page)
+    original, positions = open_recipe(find_recipe(job.recipe))
+    recipe = original.for_model(job.model)
+    origin = published_recipe(original)
     written = deviations_between(origin.for_model(job.model), recipe, "file") if origin else ()
     adapted: tuple[Deviation, ...] = ()
     if profile and recipe.adapted_to != profile.name:
@@ -99,7 +99,7 @@ def resolve(
     if job.weights:
         recipe, started = apply_overrides(recipe, _start(job, profile), "set")
     recipe, overridden = apply_overrides(recipe, job.overrides, "set")
-    return page, positions, recipe, written + adapted + started + overridden
+    return original, positions, recipe, written + adapted + started + overridden
 
 
 def _start(job: Job, profile: Profile | None) -> dict[str, Any]:
@@ -120,19 +120,19 @@ def _start(job: Job, profile: Profile | None) -> dict[str, Any]:
     return {label: value for label, value in start.items() if label not in given}
 
 
-def published_recipe(page: Recipe) -> Recipe | None:
+def published_recipe(recipe: Recipe) -> Recipe | None:
     """The recipe of this name and version that comes with the suite: what a file of the same name
     is measured against.
 
     So a run folder's recipe.yaml, or an edited copy, is not taken for the recipe whose name it
     bears.
     """
-    found = [path for path in recipe_paths() if path.stem == f"{page.name}.v{page.version}"]
+    found = [path for path in recipe_paths() if path.stem == f"{recipe.name}.v{recipe.version}"]
     return load_recipe(found[0]) if found else None
 
 
 def plan_of(job: Job, check: Callable[[Plan], None] = lambda plan: None) -> Plan:
-    """Page, model's lines, profile's adaptation, overrides; then the units. Reads no image.
+    """Recipe, model's lines, profile's adaptation, overrides; then the units. Reads no image.
 
     check: raises what else is asked of the plan.
 
@@ -165,14 +165,14 @@ def _plan_of(job: Job) -> Plan:
     if os.path.isdir(job.data):  # which may hold targets of several
         task = open_recipe(find_recipe(job.recipe))[0].of_task.name
     profile = find_profile(job.data, job.data_dir, task)
-    page, _, recipe, deviations = resolve(job, profile)
+    original, _, recipe, deviations = resolve(job, profile)
     recipe, hashed = apply_overrides(recipe, hashed_teacher(recipe), "set")
     return make_plan(
         recipe,
         model=job.model,
         profile=profile,
         seed=job.seed,
-        page_digest=(published_recipe(page) or page).for_model(job.model).digest,
+        page_digest=(published_recipe(original) or original).for_model(job.model).digest,
         deviations=deviations + hashed,
         world_size=job.world_size,
         bad_images=job.bad_images,

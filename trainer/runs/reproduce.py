@@ -140,20 +140,22 @@ def _from_page(row: Row, job: Job) -> Recipe:
         for path, text in changes.items()
         if path not in off
     }
-    page = resolve(job, find_profile(job.data, job.data_dir))[2]
-    there = {f"augment.{part.name}" for part in page.augment}
+    recipe = resolve(job, find_profile(job.data, job.data_dir))[2]
+    there = {f"augment.{part.name}" for part in recipe.augment}
     added = [
         values.pop(path)
         for path in list(values)
         if re.fullmatch(r"augment\.\w+", path) and path not in there
     ]
     if added:
-        page, _ = apply_overrides(page, {"augment": (*tree.plain(page)["augment"], *added)}, "set")
-    page, _ = apply_overrides(page, values, "set")
+        recipe, _ = apply_overrides(
+            recipe, {"augment": (*tree.plain(recipe)["augment"], *added)}, "set"
+        )
+    recipe, _ = apply_overrides(recipe, values, "set")
     for path, value in itertools.product(off, (None, ())):  # a list that is off is empty
         with contextlib.suppress(UserError):
-            page, _ = apply_overrides(page, {path: value}, "set")
-    return page
+            recipe, _ = apply_overrides(recipe, {path: value}, "set")
+    return recipe
 
 
 def _reasons(row: Row, plan: Plan) -> Iterator[str]:

@@ -72,7 +72,7 @@ def plan_in_brief(
     swaps: Sequence[Replacement] = (),
     teacher: Teacher | None = None,
 ) -> None:
-    """The lines that stand above a run: page, deviations, what is changed in the model, batch,
+    """The lines that stand above a run: recipe, deviations, what is changed in the model, batch,
     length, machine.
     """
     recipe = plan.recipe
