@@ -17,7 +17,12 @@ from trainer.data.datasets.split import (
     split_named,
     split_table,
 )
-from trainer.data.image_folder import has_class_folders, instead_of, is_image_folder
+from trainer.data.image_folder import (
+    folder_of_split,
+    has_class_folders,
+    instead_of,
+    is_image_folder,
+)
 
 
 def split_data(
@@ -36,7 +41,10 @@ def split_data(
     if train or val:
         if is_table:
             raise UserError(f"{data}: is a table", "leave train_split= and val_split= out")
-        folders = {"train": train or "train", "val": val or "val"}
+        given = {"train": train, "val": val}
+        folders = {
+            split: name or folder_of_split(root, split).name for split, name in given.items()
+        }
         _say_made(root, out, split_named(root, out, folders, is_again))
         return
     _check_unsplit(root, data, share, is_table)

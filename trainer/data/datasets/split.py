@@ -101,10 +101,8 @@ def split_named(
     """
     for split, name in folders.items():
         if not name or not (root / name).is_dir():
-            found = ", ".join(sorted(path.name for path in root.glob("*/")))
-            raise UserError(
-                f"{split}_split={name}: no folder in {root}", f"it has {found or 'none'}"
-            )
+            found = ", ".join(sorted(path.name for path in root.iterdir() if path.is_dir()))
+            raise UserError(f"{split}_split={name}: no folder of {root}", f"use one of: {found}")
     places = {os.path.realpath(root / name) for name in folders.values()}
     if len(places) < len(folders):
         raise UserError(
