@@ -41,9 +41,9 @@ def split_data(
     if train or val:
         if is_table:
             raise UserError(f"{data}: is a table", "leave train_split= and val_split= out")
-        given = {"train": train, "val": val}
         folders = {
-            split: name or folder_of_split(root, split).name for split, name in given.items()
+            "train": train or folder_of_split(root, "train").name,
+            "val": val or folder_of_split(root, "val").name,
         }
         _say_made(root, out, split_named(root, out, folders, is_again))
         return
