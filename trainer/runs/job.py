@@ -222,12 +222,19 @@ def run_job(
                 )
     if row is not None:
         _check_found(name, row, plan, data)
+    _say_found(name, row, plan, settings, console)
+    status = ranks.broadcast(row.status if row else "")
+    return (EXIT_DONE if status == "finished" else EXIT_DIVERGED), row
+
+
+def _say_found(
+    name: str, row: Row | None, plan: Plan, settings: Settings, console: Console
+) -> None:
+    """That a run has its row already. row: None on other ranks, whose console is quiet."""
     by = row.loader.split(",")[0] if row else settings.loader
     made = "" if by == settings.loader else f", made with loader={by}"
     console.print(
-        f"{name} already has a row{made}; use again=1 to rerun it",
-        markup=False,
-        highlight=False,
+        f"{name} already has a row{made}; use again=1 to rerun it", markup=False, highlight=False
     )
     if row is not None and (missing := _sizes_missing(row, plan, settings)):
         asks = command("eval", run=name, test_px=" ".join(map(str, missing)))
@@ -236,8 +243,6 @@ def run_job(
             markup=False,
             highlight=False,
         )
-    status = ranks.broadcast(row.status if row else "")
-    return (EXIT_DONE if status == "finished" else EXIT_DIVERGED), row
 
 
 def _sizes_missing(row: Row, plan: Plan, settings: Settings) -> list[int]:
@@ -362,9 +367,7 @@ def _train_to_row(
             missing = rescued(
                 outcome, outcome.run.unsaved, lambda to: _write_stopped(to, job, plan, outcome)
             )
-            console.print(
-                f"error: {missing}", style="bold red", markup=False, highlight=False, soft_wrap=True
-            )
+            _say_unwritten(console, missing)
         return EXIT_UNWRITTEN, None
     done = EXIT_FAILED if outcome.run.is_off_track else EXIT_DONE
     if not ranks.is_first:
@@ -377,11 +380,15 @@ def _train_to_row(
         lambda: stop.is_requested,
     )
     if missing:
-        console.print(
-            f"error: {missing}", style="bold red", markup=False, highlight=False, soft_wrap=True
-        )
+        _say_unwritten(console, missing)
         return EXIT_UNWRITTEN, row
     return (done if row.status == "finished" else EXIT_DIVERGED), row
+
+
+def _say_unwritten(console: Console, missing: str) -> None:
+    console.print(
+        f"error: {missing}", style="bold red", markup=False, highlight=False, soft_wrap=True
+    )
 
 
 def _expected(
