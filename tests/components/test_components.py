@@ -96,7 +96,7 @@ def page_with(kind) -> Recipe:
         others = {"augment_splits": 3, "mix": None}
     if tag_of(kind) == "split_batch_norm":
         others = {
-            "augment_splits": 3,
+            "augment_splits": 2,
             "mix": None,
             "loss": {"name": "jensen_shannon", "weight": 12, "loss": {"name": "ce"}},
         }

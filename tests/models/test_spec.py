@@ -51,6 +51,11 @@ def plan_with(case, family):
     sizes = f"drop_path=0.05 image.train_px={IMAGE_PX} image.test_px={IMAGE_PX} "
     sizes += "batch.images=64 batch.norm_images=64"
     text = f"{sizes} '{written(case)}'"
+    if "split_batch_norm" in text:
+        text += (
+            " augment_splits=2 'augment=[{name: random_resized_crop, area: [0.08, 1.0], aspect: [0.75, 1.3333333333333333], interpolation: bilinear}, {name: grayscale, share: 0.2}]'"
+            " 'loss={name: jensen_shannon, weight: 12, loss: {name: ce}}'"
+        )
     return small_plan(PAGE, model=family, overrides=text), text
 
 

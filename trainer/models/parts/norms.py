@@ -92,7 +92,7 @@ class SplitBatchNorm(NormPart):
     """
 
     name: Literal["split_batch_norm"] = "split_batch_norm"
-    example: ClassVar[dict[str, Any]] = {"splits": 3, "momentum": 0.1, "eps": 1e-5}
+    example: ClassVar[dict[str, Any]] = {"splits": 2, "momentum": 0.1, "eps": 1e-5}
     splits: Annotated[int, Field(ge=2, le=16)]
     momentum: Momentum
     eps: Epsilon
