@@ -71,9 +71,7 @@ def test_equals_torchvisions_adjusted_average(
     visions = AveragedModel(
         model, avg_fn=lambda old, new, count: (1 - share) * old + share * new, use_buffers=True
     )
-    rule = Ema(
-        decay=decay, every_steps=every_steps, adjusted=True, restarts_in_warmup=True
-    )
+    rule = Ema(decay=decay, every_steps=every_steps, adjusted=True, restarts_in_warmup=True)
     ours = rule.start(model)
     for epoch in range(epochs):
         for inner in range(steps_per_epoch):

@@ -414,7 +414,9 @@ def _own_rates(
     for own in optimizer.own_rates:
         ids = _named(model, own.names, "own_rates")
         if ids & found.keys():
-            names = [name for name, one in model.named_parameters() if id(one) in ids & found.keys()]
+            names = [
+                name for name, one in model.named_parameters() if id(one) in ids & found.keys()
+            ]
             raise PlanError(
                 f"optimizer.own_rates: {names[0]} is named twice",
                 "name each weight in one of them",

@@ -1,5 +1,5 @@
-"""The small networks of CIFAR-10's speed records, airbench: two or three 3x3 convolutions in each of
-three groups behind one of 2x2, all of which start as identities where their widths allow.
+"""The small networks of CIFAR-10's speed records, airbench: two or three 3x3 convolutions in each
+of three groups behind one of 2x2, all of which start as identities where their widths allow.
 
 The filters of the first convolution are meant to be those of a recipe's `model.whitening`. The
 norms have no weights that train.
