@@ -67,10 +67,10 @@ class MuonSgdOptimizer(torch.optim.Optimizer):
             move = self._sgd_step if group["use_fallback"] else self._muon_step
             for weight in group["params"]:
                 if weight.grad is not None:
-                    move(weight, group)
+                    move(weight, weight.grad, group)
 
-    def _muon_step(self, weight: Tensor, group: dict) -> None:
-        update = self._with_momentum(weight, weight.grad, group["momentum"], group["nesterov"])
+    def _muon_step(self, weight: Tensor, gradient: Tensor, group: dict) -> None:
+        update = self._with_momentum(weight, gradient, group["momentum"], group["nesterov"])
         if group["normalize_weights"]:
             weight.mul_(len(weight) ** 0.5 / weight.norm())
         if group["weight_decay"]:
@@ -78,8 +78,7 @@ class MuonSgdOptimizer(torch.optim.Optimizer):
         update = orthogonalized(update.reshape(len(update), -1), group["iterations"])
         weight.add_(update.view(weight.shape), alpha=-group["lr"])
 
-    def _sgd_step(self, weight: Tensor, group: dict) -> None:
-        gradient = weight.grad
+    def _sgd_step(self, weight: Tensor, gradient: Tensor, group: dict) -> None:
         if group["weight_decay"]:
             gradient = gradient.add(weight, alpha=group["weight_decay"])
         momentum = group["sgd_momentum"], group["sgd_nesterov"]
