@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 from support.plans import small_plan
@@ -17,6 +18,8 @@ from trainer.data.transforms import normalize
 from trainer.engine.state import TrainingState
 from trainer.engine.train import optimizer_step, train
 from trainer.models.build import build_model
+from trainer.models.initialization import initialize_weights
+from trainer.models.spec import Model, Pretrained, Whitening
 from trainer.recipe.plan import make_plan
 
 WHITENED = "'model.whitening={images: 50, patch_px: 2, eps: 0.0005}'"
@@ -131,5 +134,8 @@ def test_another_first_convolution_is_refused(model):
 
 
 def test_given_weights_are_not_overwritten():
-    with pytest.raises(UserError, match="pretrained"):
-        small_plan("A3", "airbench94", f"{WHITENED} 'model.pretrained={{}}'")
+    section = Model(
+        whitening=Whitening(images=50, patch_px=2, eps=5e-4), pretrained=Pretrained(head="new")
+    )
+    with pytest.raises(UserError, match=r"model\.whitening: .*pretrained"):
+        initialize_weights(timm.create_model("airbench94"), section, 10)

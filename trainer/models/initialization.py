@@ -49,6 +49,10 @@ def initialize_weights(
     if section is None:
         return ()
     start, pretrained = section.start, section.pretrained
+    if section.whitening is not None and pretrained is not None:
+        raise ReplacementError(
+            "model.whitening: overwrites what model.pretrained loads; leave one of them out"
+        )
     if start is not None:
         _check_conflicts(section, start)
     replacements = (load_pretrained(model, pretrained, num_classes),) if pretrained else ()

@@ -139,8 +139,6 @@ class Model(StrictModel):
     projections and MLPs, where a model's class has them (CCT has 0.1 of the first, T2T-ViT's first
     layers 0.1 of the second, if absent; timm's models none). patch_px: the side of a transformer's
     patches, in place of what its name says. whitening: comes after start.
-
-    Raises ValueError for whitening beside pretrained.
     """
 
     zero_init_last: bool | None = None
@@ -167,12 +165,6 @@ class Model(StrictModel):
     whitening: Whitening | None = None
     pretrained: Pretrained | None = None
     freeze: Freeze | None = None
-
-    @model_validator(mode="after")
-    def _first_filters_once(self) -> Self:
-        if self.whitening is not None and self.pretrained is not None:
-            raise ValueError("whitening overwrites what pretrained loads: leave one of them out")
-        return self
 
     def parts(self) -> Iterator[tuple[str, Part]]:
         """The parts that are set, in the order in which they are applied."""
