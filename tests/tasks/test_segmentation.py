@@ -163,6 +163,22 @@ def test_mirrored_images_are_added_where_they_lie(root, recipe):
     torch.testing.assert_close(found[0, 1:], 2 * plain[0, 1:])
 
 
+def test_one_class_for_all_pixels_is_what_a_score_is_held_against(root, recipe):
+    plan = plan_for(root, recipe)
+    task, data = task_of(plan, SETTINGS), open_data(plan.profile, root)
+    pixels = np.concatenate([data.train.read_target(i).ravel() for i in range(12)])
+    most = np.bincount(pixels[pixels != IGNORED], minlength=3).argmax()
+    sums = torch.zeros(task.num_sums, dtype=torch.float64)
+    for i in range(data.val.num_images):
+        mask = torch.from_numpy(data.val.read_target(i))[None]
+        logits = torch.zeros(1, 3, *mask.shape[1:])
+        logits[:, most] = 1
+        images = torch.zeros(1, 3, *mask.shape[1:], dtype=torch.uint8)
+        sums += task.evaluate(Answering(logits), images, mask)
+    expected = task.scores(sums.tolist(), data.val.num_images).main_pct
+    assert task.majority_pct(data.train, data.val) == pytest.approx(expected, rel=1e-12)
+
+
 def test_the_constant_loss_is_the_entropy_of_the_pixels(root, recipe):
     plan = plan_for(root, recipe)
     data = open_data(plan.profile, root)

@@ -156,8 +156,13 @@ def brief_remarks(table: Table, columns: Collection[str]) -> tuple[str, ...]:
 
 def _brief_comparison(table: Table) -> list[str]:
     differences = [summary.difference for summary in table.cells if summary.difference]
-    if not any(difference.p is not None for difference in differences):
+    if not differences:
         return []
+    if not any(difference.p is not None for difference in differences):
+        return [
+            f"Differences are cell − base ({_listed(table.bases)}), of one seed or without any "
+            "spread: no interval and no p."
+        ]
     paired = ", paired by seed" if {one.kind for one in differences} == {"paired"} else ""
     return [
         f"Differences are cell − base ({_listed(table.bases)}){paired}; intervals hold together at "
@@ -213,7 +218,7 @@ def _comparison_remark(table: Table) -> list[str]:
     return [
         f"{text}, {test}, {_simultaneous(table.num_compared)}",
         "Any two cells, with an interval and a p of their own: "
-        f"make compare ablation={table.name} a=<cell> b=<cell>.",
+        f"make compare ablation={table.word} a=<cell> b=<cell>.",
     ]
 
 

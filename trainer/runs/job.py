@@ -93,7 +93,8 @@ def resolve(
     written = deviations_between(origin.for_model(job.model), recipe, "file") if origin else ()
     adapted: tuple[Deviation, ...] = ()
     if profile and recipe.adapted_to != profile.name:
-        recipe, adapted = apply_overrides(recipe, adaptation(recipe, profile), "profile")
+        changes = adaptation(recipe, profile, from_weights=job.weights is not None)
+        recipe, adapted = apply_overrides(recipe, changes, "profile")
         recipe = recipe.model_copy(update={"adapted_to": profile.name})
     started: tuple[Deviation, ...] = ()
     if job.weights:

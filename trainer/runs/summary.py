@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from trainer.base.commands import command
 from trainer.base.devices import is_tried
 from trainer.base.plural import counted
 from trainer.base.scores import score_label
@@ -274,6 +275,13 @@ def row(out: Console, row: Row, settings: Settings, plan: Plan) -> None:
         + ("" if row.majority_pct is None else f"  (majority class {row.majority_pct:.1f} %)"),
         style="bold",
     )
+    if row.majority_pct is not None and (row.main_pct or 0) <= row.majority_pct:
+        out.print(
+            "note: no better than always answering the most frequent class; train longer, or find a"
+            f" rate: {command('lr-find')}",
+            style="yellow",
+            markup=False,
+        )
     for at_px in row.test_sizes:
         top5 = f"  top-5 {at_px.top5_pct:.2f} %" if plan.profile.num_classes > 5 else ""
         out.print(f"       at {at_px.test_px} px  top-1 {at_px.top1_pct:.2f} %{top5}")

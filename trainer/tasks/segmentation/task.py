@@ -130,11 +130,8 @@ class Segmentation(Task):
 
     def constant_loss(self, images: Any, is_mixed: bool = True) -> float:
         """Of the shares of the classes among the pixels of up to 256 masks."""
-        places = np.linspace(0, images.num_images - 1, min(_MOST_MASKS, images.num_images))
-        counts = np.zeros(256, np.int64)
-        for place in places.astype(np.int64):
-            counts += np.bincount(images.read_target(int(place)).ravel(), minlength=256)
-        shares = counts[: self._num_classes] / max(1, counts[: self._num_classes].sum())
+        counts = self._pixels_of_classes(images)
+        shares = counts / max(1, counts.sum())
         loss = self.plan.loss.of_image
         of_each = one_hot_targets(
             torch.arange(self._num_classes), self._num_classes, self.plan.recipe.smoothing
@@ -145,6 +142,20 @@ class Segmentation(Task):
         if loss.target_threshold is not None:
             of_each = of_each.gt(loss.target_threshold).double()
         return lowest_constant_loss(loss, torch.from_numpy(shares) @ of_each)
+
+    def _pixels_of_classes(self, images: Any) -> np.ndarray:
+        """In up to 256 masks from all over a set: [K] int64."""
+        places = np.linspace(0, images.num_images - 1, min(_MOST_MASKS, images.num_images))
+        counts = np.zeros(256, np.int64)
+        for place in places.astype(np.int64):
+            counts += np.bincount(images.read_target(int(place)).ravel(), minlength=256)
+        return counts[: self._num_classes]
+
+    def majority_pct(self, train: Any, val: Any) -> float | None:
+        """Of one class for all pixels: its share of them, over the classes that there are."""
+        most, counts = self._pixels_of_classes(train).argmax(), self._pixels_of_classes(val)
+        number = np.count_nonzero(counts) + (not counts[most])
+        return 100 * float(counts[most] / counts.sum() / number) if counts.any() else None
 
     def evaluate(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         """The confusion of classes, row by row of the right ones, then the sum of the pixels'
