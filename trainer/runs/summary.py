@@ -168,8 +168,9 @@ def module_replacements(plan: Plan) -> tuple[Replacement, ...]:
 
 def replaced_lines(out: Console, recipe: Recipe, swaps: Sequence[Replacement]) -> None:
     """One line for each part of the model section; what `auto` chose stands out."""
+    parts = tuple(recipe.model.parts()) if recipe.model else ()
     for swap in swaps:
-        is_auto = any(part.chooses for key, part in recipe.model.parts() if key == swap.part)
+        is_auto = any(part.chooses for key, part in parts if key == swap.part)
         line = (
             str(swap)
             if swap.places
@@ -232,8 +233,9 @@ def plan_in_full(
             + (" (with the mirror image)" if recipe.image.test_flip else "")
         ),
         "model": model_facts(plan, model),
-        "teacher": teacher
-        and f"{teacher_facts(plan, teacher)}; {teacher_cost(plan, model, teacher)}",
+        "teacher": None
+        if teacher is None
+        else f"{teacher_facts(plan, teacher)}; {teacher_cost(plan, model, teacher)}",
     }.items():
         if value is not None:
             table.add_row(name, value)
@@ -333,8 +335,8 @@ def rescored(out: Console, row: Row, scores, digest: str, settings: Settings) ->
         ("row", row.percentages, row.num_val_images),
         ("now", scores.percentages(), scores.num_images),
     ):
-        told = (f"{score_label(name)} {found[name]:.4f} %" for name in scores.told())
-        out.print(f"{when}  {'  '.join(told)}  of {number} images")
+        shown = (f"{score_label(name)} {found[name]:.4f} %" for name in scores.told())
+        out.print(f"{when}  {'  '.join(shown)}  of {number} images")
     allowed = f", of {most} allowed on {settings.device} in {settings.precision}" if most else ""
     told = f"{'' if is_same else 'not '}the same" + (
         f" ({off} image{'s' * (off != 1)} off{allowed})" if off else ""
