@@ -39,6 +39,7 @@ NUM_CELLS = {
     "recipes": 12,
     "repeated-augmentation": 4,
     "retinanet-focal": 4,
+    "retinanet-focal-short": 2,
     "roadmap": 17,
     "rsb-ingredients": 12,
     "rsb-loss": 8,
