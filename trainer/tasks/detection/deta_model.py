@@ -126,8 +126,9 @@ class DetaHead(nn.Module):
         """[B, S, C], level after level."""
         memory = torch.cat([one.flatten(2).transpose(1, 2) for one in maps], 1)
         places = middles(sides, memory.device)
-        level = torch.repeat_interleave(
-            self.level_position, torch.tensor([h * w for h, w in sides], device=places.device), 0
+        numbers = [height * width for height, width in sides]
+        level = torch.cat(
+            [one.expand(number, -1) for one, number in zip(self.level_position, numbers, strict=True)]
         )
         position = sines(places[:, [1, 0]], self.channels // 2) + level
         for layer in self.encoder:
