@@ -126,10 +126,8 @@ class DetaHead(nn.Module):
         """[B, S, C], level after level."""
         memory = torch.cat([one.flatten(2).transpose(1, 2) for one in maps], 1)
         places = middles(sides, memory.device)
-        numbers = [height * width for height, width in sides]
-        level = torch.cat(
-            [one.expand(number, -1) for one, number in zip(self.level_position, numbers, strict=True)]
-        )
+        each = zip(self.level_position, sides, strict=True)
+        level = torch.cat([one.expand(height * width, -1) for one, (height, width) in each])
         position = sines(places[:, [1, 0]], self.channels // 2) + level
         for layer in self.encoder:
             memory = layer(memory, position[None], places[None], sides)
