@@ -108,9 +108,7 @@ def recipe(folder: Path, **lines: str) -> Path:
     return path
 
 
-def words(
-    folder: Path, data: Path, workers: int = 0, more: str = "", **lines: str
-) -> list[str]:
+def words(folder: Path, data: Path, workers: int = 0, more: str = "", **lines: str) -> list[str]:
     """Those of a run of RECIPE on a folder of boxes."""
     named = {
         "recipe": recipe(folder, **lines), "model": MODEL, "data": data, "device": "cpu",

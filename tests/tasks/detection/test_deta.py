@@ -25,10 +25,15 @@ FOCAL = FocalLoss(gamma=2.0, alpha=0.25, sum_classes=True)
 NUM_CLASSES, PX = 3, 96
 NUM_ANCHORS = 12**2 + 6**2 + 3**2 + 2**2
 BOXES = [
-    [[8.0, 8, 40, 50, 1], [30, 50, 90, 95, 2], [70, 3, 90, 30, 1], [10, 60, 12, 63, 0]],
+    [
+        [8.3, 7.1, 41, 52, 1],
+        [33.2, 51.7, 88, 95, 2],
+        [69, 3.3, 91.1, 31, 1],
+        [10.2, 59.1, 13, 63, 0],
+    ],
     [],
-    [[2.0, 2, 94, 90, 0]],
-]
+    [[20.3, 25.1, 70.7, 61.2, 0]],
+]  # of which no two anchors overlap any as much
 
 
 def padded(boxes):
@@ -54,6 +59,8 @@ def overlap(a, b):
     areas = [(one[2] - one[0]) * (one[3] - one[1]) for one in (a, b)]
     both = sum(areas) - width * height
     hull = (max(a[2], b[2]) - min(a[0], b[0])) * (max(a[3], b[3]) - min(a[1], b[1]))
+    if not both:
+        return 0.0, 0.0
     return width * height / both, width * height / both - (hull - both) / hull
 
 
@@ -237,7 +244,7 @@ def test_pairs_are_those_of_the_loops(seed, least, most):
 def test_without_boxes_there_are_no_pairs_and_fewer_candidates_than_wanted_are_enough():
     candidates = torch.tensor([[0.0, 0, 1, 1], [0, 0, 0.5, 1]])
     assert not len(assigned(torch.zeros(0, 4), candidates, 0.6, 4).boxes)
-    found = assigned(torch.tensor([[0.0, 0, 1, 0.9]]), candidates, 0.5, 4)
+    found = assigned(torch.tensor([[0.0, 0, 1, 0.9]]), candidates, 0.4, 4)
     assert sorted(found.candidates.tolist()) == [0, 1]
 
 
@@ -271,9 +278,7 @@ def test_the_loss_is_that_of_the_loops(seed):
     outputs = random_outputs(seed)
     found = SPEC.loss(outputs, padded(BOXES), PX, FOCAL)
     assert found.item() == pytest.approx(expected_loss(outputs, BOXES), rel=1e-5)
-    each = [
-        SPEC.loss(outputs[i : i + 1], padded(BOXES)[i : i + 1], PX, FOCAL) for i in range(3)
-    ]
+    each = [SPEC.loss(outputs[i : i + 1], padded(BOXES)[i : i + 1], PX, FOCAL) for i in range(3)]
     torch.testing.assert_close(torch.stack(each).mean(), found, rtol=1e-6, atol=0)
 
 

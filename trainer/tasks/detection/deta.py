@@ -231,9 +231,7 @@ class Deta(Detector):
             owner = owners(pairs, len(anchors.boxes))
             own = truth.labels[owner[owner >= 0]]
             counts.append(torch.bincount(own, minlength=classes) / number)
-            of_boxes.append(
-                self._box_loss(anchors.boxes[pairs.candidates], truth, pairs) / number
-            )
+            of_boxes.append(self._box_loss(anchors.boxes[pairs.candidates], truth, pairs) / number)
         mean_asked = sum(num_asked) / len(num_asked)
         shares = torch.stack(counts).double().mean(0) / mean_asked
         return ConstantParts(mean_asked, shares, float(torch.stack(of_boxes).mean()))

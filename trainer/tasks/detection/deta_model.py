@@ -133,9 +133,7 @@ class DetaHead(nn.Module):
             memory = layer(memory, position[None], places[None], sides)
         return memory
 
-    def _decoded(
-        self, boxes: Tensor, seen: Tensor, memory: Tensor, sides: Sides
-    ) -> list[Tensor]:
+    def _decoded(self, boxes: Tensor, seen: Tensor, memory: Tensor, sides: Sides) -> list[Tensor]:
         """After each layer [B, Q, K + 4], of proposals [B, Q, 4] and their pixels [B, Q, C]. A
         layer learns its own step alone: where it starts from has no gradient.
         """
