@@ -21,14 +21,6 @@ from torchvision.ops import (
 from trainer.base.component import NonNegative
 from trainer.components.losses import ImageLoss
 from trainer.tasks.detection.assignment import Pairs, assigned, owners
-from trainer.tasks.detection.detector import (
-    NO_CLASS,
-    ConstantParts,
-    Detector,
-    Open,
-    check_multiple,
-    pyramid_levels,
-)
 from trainer.tasks.detection.deta_model import (
     STRIDES,
     Anchors,
@@ -36,6 +28,14 @@ from trainer.tasks.detection.deta_model import (
     DetaModel,
     anchors_of,
     level_sides,
+)
+from trainer.tasks.detection.detector import (
+    NO_CLASS,
+    ConstantParts,
+    Detector,
+    Open,
+    check_multiple,
+    pyramid_levels,
 )
 
 ANCHOR_IOU, PROPOSAL_IOU = 0.7, 0.6  # with the box that they are to answer with
