@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -96,13 +97,8 @@ def recipe(folder: Path, **lines: str) -> Path:
     """The file of RECIPE in a folder, with other lines in place of its own."""
     text = RECIPE
     for key, line in lines.items():
-        start = text.index(f"\n{key}:") + 1
-        end = next(
-            place
-            for place in range(text.index("\n", start) + 1, len(text) + 1)
-            if place == len(text) or text[place] != " "
-        )
-        text = f"{text[:start]}{key}: {line}\n{text[end:]}"
+        found = re.search(rf"^{key}:.*\n(?: .*\n)*", text, re.MULTILINE)
+        text = text.replace(found[0], f"{key}: {line}\n")
     path = folder / "tiny-boxes.v1.yaml"
     path.write_text(text)
     return path
