@@ -92,7 +92,10 @@ def test_one_rank_of_four_micro_batches_is_several_ranks(data, lines, tmp_path, 
     for found in on_ranks(boxed.steps, num_ranks, *given):
         assert found["losses"] == pytest.approx(expected["losses"], rel=1e-5)
         for name, weight in expected["weights"].items():
-            torch.testing.assert_close(found["weights"][name], weight, rtol=1e-3, atol=1e-5)
+            own = found["weights"][name]
+            if name.endswith("in_proj_bias"):  # those of keys do nothing: their gradient is rounding
+                weight, own = (torch.cat([one[:32], one[64:]]) for one in (weight, own))
+            torch.testing.assert_close(own, weight, rtol=1e-3, atol=1e-5)
 
 
 def test_scores_are_the_same_on_any_number_of_ranks(data, lines, tmp_path):
