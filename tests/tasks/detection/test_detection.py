@@ -85,6 +85,12 @@ def test_predict_writes_pictures_and_the_boxes(ended, data, tmp_path):
     assert len(list(out.glob("*.png"))) == len(paths)
 
 
+def test_an_export_is_refused_by_the_tasks_name(ended):
+    (run,) = (ended / "runs").glob("tiny-boxes*")
+    done = rsb("export", "--run", run, "--to", "torch_export")
+    assert done.exit_code == 2 and "a run of detection" in done.output, done.output
+
+
 @pytest.mark.parametrize("num_ranks", [2, 4])
 def test_one_rank_of_four_micro_batches_is_several_ranks(data, lines, tmp_path, num_ranks):
     given = str(recipe(tmp_path, **lines)), str(data), 3

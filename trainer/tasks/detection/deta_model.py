@@ -89,8 +89,6 @@ class DetaHead(nn.Module):
         self.from_pixel = _normed(channels)
         initialize(self)
         nn.init.normal_(self.level_position)
-        for neck in self.necks:
-            nn.init.zeros_(neck[0].bias)
         self.has_box = _classifier(channels, 1)
         self.classes = _copies(_classifier(channels, num_classes), spec.decoder_layers)
         self.first_box = _box_layers(channels)
@@ -164,6 +162,8 @@ def _necks(spec: Deta, widths: list[int]) -> list[nn.Sequential]:
         else:
             width = widths[-1] if level == len(widths) else channels
             convolution = nn.Conv2d(width, channels, 3, stride=2, padding=1)
+        assert convolution.bias is not None, "torch's default"
+        nn.init.zeros_(convolution.bias)
         made.append(nn.Sequential(convolution, nn.GroupNorm(spec.norm_groups, channels)))
     return made
 
