@@ -16,13 +16,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from trainer.base.errors import DataError
 from trainer.base.names import plain_text
 from trainer.components.task import Moved
 from trainer.data.datasets.layouts import Layout, TargetSet
 from trainer.data.decode import BadImage, Planes, content_of, named, open_content, read_image
 from trainer.data.decode import whole_image as resized
 from trainer.data.evaluation import never_skipped
-from trainer.data.index import EXTENSIONS, FOLDERS, STAND_INS, DataError
+from trainer.data.image_folder import EXTENSIONS, FOLDERS, STAND_INS
 
 IGNORED = 255  # of a mask's pixels: neither trained on nor scored
 CLASSES_FILE = "classes.txt"
@@ -53,6 +54,7 @@ class MaskedSet(TargetSet):
 
     @property
     def num_images(self) -> int:  # type: ignore[override]
+        """Images of the split, each with its mask."""
         return len(self.images)
 
     @cached_property
