@@ -39,6 +39,8 @@ NUM_CELLS = {
     "recipes": 12,
     "repeated-augmentation": 4,
     "retinanet-focal": 4,
+    "retinanet-focal-short": 2,
+    "retinanet-norms": 12,
     "roadmap": 17,
     "rsb-ingredients": 12,
     "rsb-loss": 8,

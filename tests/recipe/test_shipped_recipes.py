@@ -56,6 +56,7 @@ DIGESTS = {
     "deit.v1": "5ab053c51589",
     "deit-distilled.v1": "f0608e6c8e2a",
     "deit3.v1": "e6e930a1537e",
+    "deta-r50.v1": "bfa21aac0f83",
     "efficientnet-ra.v1": "90b0f63c7351",
     "ffcv-rn18-16.v1": "803c1dd224b0",
     "ffcv-rn18-24.v1": "4b4f81268dc4",
