@@ -199,6 +199,8 @@ def evaluate(
         among = sorted(set(labels)) if among_present else None
         image = classifier.image
         mirrored = ", mirrored too" if with_mirrored or classifier.test_flip else ""
+        if classifier.test_translate_px:
+            mirrored += f", moved by {classifier.test_translate_px} px too"
         shown = (
             f"{classifier.name} at {image.test_px} px (crop {image.crop_share:g},"
             f" {image.interpolation}{mirrored})"

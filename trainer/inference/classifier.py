@@ -24,6 +24,7 @@ from trainer.models.weights import WeightsError, read_weights, weights_path
 from trainer.models.zoo import timm_name
 from trainer.runs.export import weights_digest
 from trainer.runs.run_folder import open_model, recipe_of
+from trainer.tasks.views import viewed
 
 _IMAGENET_CLASSES = 1000
 
@@ -59,6 +60,7 @@ class Classifier:
     weights_sha256: str
     meanings: tuple[str, ...] = ()
     test_flip: bool = False  # its evaluation adds the mirrored images
+    test_translate_px: int | None = None  # and images moved by so much
 
     def class_name(self, number: int) -> str:
         """The name of a logit, with its meaning: "n01440764 tench"."""
@@ -81,14 +83,12 @@ class Classifier:
     @torch.no_grad()
     def logits(self, images: Tensor, settings: Settings, with_mirrored: bool = False) -> Tensor:
         """Float32 logits [B, K], on the device, of images [B, C, H, W] uint8; with_mirrored: the
-        mean with those of the mirrored images.
+        mean with those of the mirrored images. As its evaluation sees them.
         """
         images = scored_inputs(images.to(settings.device), self.image, settings)
         with autocast(settings):
-            logits = self.model(images).float()
-            if with_mirrored or self.test_flip:
-                logits = (logits + self.model(images.flip(3)).float()) / 2
-        return logits
+            is_mirrored = with_mirrored or self.test_flip
+            return viewed(self.model, images, is_mirrored, self.test_translate_px)
 
 
 def of_run(folder: Path) -> Classifier:
@@ -114,7 +114,8 @@ def of_run(folder: Path) -> Classifier:
     )
     names = _label_names(folder / "config.json", profile["num_classes"])
     digest = weights_digest(model)
-    return Classifier(folder.name, model, found, names, digest, test_flip=image.test_flip or False)
+    views = image.test_flip, image.test_translate_px
+    return Classifier(folder.name, model, found, names, digest, (), *views)
 
 
 def of_weights(model: str, weights: str) -> Classifier:

@@ -20,6 +20,7 @@ from trainer.models.freezing import freeze_for_good
 from trainer.models.initialization import initialize_weights, scale_head
 from trainer.models.parts.depth import LayerScale
 from trainer.models.parts.norm_layers import StepNorm
+from trainer.models.whitening import whiten
 from trainer.models.zoo import timm_name, torchvision_models
 
 if TYPE_CHECKING:
@@ -85,6 +86,8 @@ def assemble(plan: Plan) -> tuple[nn.Module, tuple[Replacement, ...]]:
         torch.manual_seed(streams.torch_seed(plan.seed, "weights"))
         model, replacements = assembled(plan)
         replacements += initialize_weights(model, plan.recipe.model, plan.profile.num_classes)
+        if plan.recipe.model and plan.recipe.model.whitening:
+            replacements += (whiten(model, plan.recipe.model.whitening, plan),)
         model = plan.recipe.of_task.model_of(plan, model)
         _check_sizes(plan, model)
         _check_sample(plan, model)

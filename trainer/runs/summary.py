@@ -213,7 +213,7 @@ def plan_in_full(
     normalization_note(out, plan)
     replaced_lines(out, recipe, swaps)
     table = Table(show_header=False, box=None, pad_edge=False)
-    epochs = counted(recipe.epochs, "epoch")
+    epochs, moved_px = counted(recipe.epochs, "epoch"), recipe.image.test_translate_px
     for name, value in {
         "steps": f"{plan.num_steps:,} = {epochs} x {plan.steps_per_epoch:,}",
         "batch": batch_line(plan),
@@ -231,6 +231,7 @@ def plan_in_full(
         "image": (
             f"{growth_line(plan)} for training, {recipe.image.test_px} px for testing"
             + (" (with the mirror image)" if recipe.image.test_flip else "")
+            + (f" (moved by {moved_px} px too)" if moved_px else "")
         ),
         "model": model_facts(plan, model),
         "teacher": None

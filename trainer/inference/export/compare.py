@@ -17,6 +17,7 @@ from trainer.inference.classifier import Classifier, ImageFacts
 from trainer.inference.export.formats import Engine
 from trainer.models.edit.hooks import converted
 from trainer.models.trained import num_logits
+from trainer.tasks.views import viewed
 
 _TIE_SHARE = 1e-4  # of an image's range of logits: two so near are equally good answers
 _MOST_SHARE = 0.01  # of it, by which a logit may differ
@@ -67,29 +68,30 @@ class _Ran(nn.Module):
             ) from error
 
 
-class _Mirrored(nn.Module):
-    """The mean of a model's logits for images and for the mirrored images."""
+class _Viewed(nn.Module):
+    """The mean of a model's logits for all views of an image."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, is_mirrored: bool, translate_px: int | None):
         super().__init__()
-        self.model = model
+        self.model, self.is_mirrored, self.translate_px = model, is_mirrored, translate_px
 
     def forward(self, images: Tensor) -> Tensor:
-        return (self.model(images) + self.model(images.flip(3))) / 2
+        return viewed(self.model, images, self.is_mirrored, self.translate_px)
 
 
 def as_exported(classifier: Classifier) -> nn.Module:
-    """The module whose logits are the classifier's, in its form for use: both halves of a mirrored
+    """The module whose logits are the classifier's, in its form for use: all views of an
     evaluation.
     """
     model = converted(classifier.model)
-    return _Mirrored(model).eval() if classifier.test_flip else model
+    views = classifier.test_flip, classifier.test_translate_px
+    return _Viewed(model, *views).eval() if any(views) else model
 
 
 def ran_by(classifier: Classifier, engine: Engine) -> Classifier:
     """The same classifier with its logits from an exported file."""
     number = len(classifier.classes) or num_logits(classifier.model)
-    return replace(classifier, model=_Ran(engine, number), test_flip=False)
+    return replace(classifier, model=_Ran(engine, number), test_flip=False, test_translate_px=None)
 
 
 def compare(
