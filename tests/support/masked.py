@@ -74,12 +74,12 @@ def write_recipe(folder: Path, text: str = RECIPE) -> Path:
     return path
 
 
-def masked_steps(ranks, root: str, folder: str, number: int) -> dict:
+def masked_steps(ranks, root: str, folder: str, number: int, window: str) -> dict:
     """Some optimizer steps in float64 of four micro-batches each, shared by ranks, and the scores
     of a pass that they share.
     """
     recipe = Path(folder) / "small-segmentation.v1.yaml"
-    overrides = "batch.images=8 batch.norm_images=2"
+    overrides = f"batch.images=8 batch.norm_images=2 {window}"
     job = Job(str(recipe), "test_resnet", root, overrides=overrides, world_size=ranks.world_size)
     plan, settings = plan_of(job), make_settings("cpu", workers="0")
     data = open_data(plan.profile, Path(root))

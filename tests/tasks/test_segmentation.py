@@ -163,6 +163,49 @@ def test_mirrored_images_are_added_where_they_lie(root, recipe):
     torch.testing.assert_close(found[0, 1:], 2 * plain[0, 1:])
 
 
+def test_windows_are_a_plain_loop(root, recipe):
+    """The mean over windows that a loop cuts out one by one, of an image that strides do not
+    divide, and of one that is smaller than a window.
+    """
+    window = "task.window='{px: 5, stride_px: 3}' image.test_flip=true"
+    task = task_of(plan_for(root, recipe, window), SETTINGS)
+    weight = torch.randn(3, 3, 3, 3, generator=torch.Generator().manual_seed(0))
+    seen = []
+
+    class Local(torch.nn.Module):
+        def forward(self, images):
+            seen.append(tuple(images.shape))
+            return functional.conv2d(images, weight, padding=1)  # knows the window's edge
+
+    profile = task.plan.profile
+    for height, width in ((12, 10), (5, 5), (4, 9)):
+        images = torch.randint(0, 255, (1, 3, height, width)).byte()
+        seen.clear()
+        found = task.scored(Local(), images, (height, width))
+        assert set(seen) == {(1, 3, 5, 5)}
+        mean, std = (torch.tensor(one).view(1, 3, 1, 1) for one in (profile.mean, profile.std))
+        padded = torch.zeros(1, 3, max(5, height), width)
+        top = (max(5, height) - height) // 2
+        padded[:, :, top : top + height] = (images / 255 - mean) / std
+        sums, counts = torch.zeros(1, 3, *padded.shape[2:]), torch.zeros(padded.shape[2:])
+        down = {12: (0, 3, 6, 7), 5: (0,), 4: (0,)}[height]
+        right = {10: (0, 3, 5), 5: (0,), 9: (0, 3, 4)}[width]
+        for row in down:
+            for column in right:
+                part = padded[:, :, row : row + 5, column : column + 5]
+                whole = functional.conv2d(part, weight, padding=1)
+                mirrored = functional.conv2d(part.flip(3), weight, padding=1).flip(3)
+                sums[:, :, row : row + 5, column : column + 5] += whole + mirrored
+                counts[row : row + 5, column : column + 5] += 1
+        expected = (sums / counts)[:, :, top : top + height]
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_windows_that_leave_pixels_out_are_refused(root, recipe):
+    with pytest.raises(UserError, match="stride_px 6.*5"):
+        plan_for(root, recipe, "task.window='{px: 5, stride_px: 6}'")
+
+
 def test_the_constant_loss_is_the_entropy_of_the_pixels(root, recipe):
     plan = plan_for(root, recipe)
     data = open_data(plan.profile, root)
@@ -333,9 +376,10 @@ def test_killed_it_resumes_to_the_same_bits(root, recipe, tmp_path):
         assert first[key] == second[key]
 
 
-def test_four_micro_batches_are_one_on_each_of_four_ranks(root, recipe):
+@pytest.mark.parametrize("window", ["", "task.window={px: 32, stride_px: 20}"])
+def test_four_micro_batches_are_one_on_each_of_four_ranks(root, recipe, window):
     """Losses and weights in float64 to rounding; the counts of a shared pass to the last one."""
-    given = str(root), str(recipe.parent), 2
+    given = str(root), str(recipe.parent), 2, window
     [alone], *_ = on_ranks(masked_steps, 1, *given), None
     shared = on_ranks(masked_steps, 4, *given)
     for found in shared:
