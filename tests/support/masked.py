@@ -49,6 +49,32 @@ def write_masked(root: Path, num_train: int = 12, num_val: int = 4, is_split_fir
     return root
 
 
+def write_tables(root: Path, folder: Path, columns=("image", "mask"), **more) -> Path:
+    """The images and masks of such a folder as `datasets` saves them, in the order of their names,
+    and its classes.txt. more: features of further columns, each with one value for all rows.
+    """
+    import datasets
+
+    features = {column: datasets.Image() for column in columns}
+    features |= {name: feature for name, (feature, _) in more.items()}
+    splits = {}
+    for split, name in (("train", "train"), ("val", "validation")):
+        rows = [
+            {
+                column: {"bytes": path.read_bytes(), "path": path.name}
+                for column, path in zip(
+                    columns, (image, folder / "masks" / split / image.name), strict=True
+                )
+            }
+            | {name: value for name, (_, value) in more.items()}
+            for image in sorted((folder / "images" / split).iterdir())
+        ]
+        splits[name] = datasets.Dataset.from_list(rows, features=datasets.Features(features))
+    datasets.DatasetDict(splits).save_to_disk(str(root), num_shards=dict.fromkeys(splits, 2))
+    (root / "classes.txt").write_text((folder / "classes.txt").read_text())
+    return root
+
+
 RECIPE = """\
 name: small-segmentation
 version: 1

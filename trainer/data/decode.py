@@ -18,6 +18,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -85,6 +86,12 @@ _UNREAD_BRANDS = {b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "H
     b"mif1": "HEIC",
     b"msf1": "HEIC",
 }
+
+
+class Readable(Protocol):
+    """A file, or what is read as one; str() of it names it for people."""
+
+    def read_bytes(self) -> bytes: ...
 
 
 class BadImage(DataError):
