@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,10 +27,13 @@ from trainer.cli.main import app
 from trainer.components.losses import CrossEntropy, Dice
 from trainer.data.dataset import open_data
 from trainer.engine.state import TrainingState
+from trainer.inference.classifier import of_run
+from trainer.inference.export.formats import FORMATS
 from trainer.report.tables import METRICS, find_metric, value_of
 from trainer.runs.job import Job, plan_of, run_job
 from trainer.runs.loggers.first_batch import draw_first_batch
 from trainer.runs.results import read_row
+from trainer.runs.run_folder import open_model
 from trainer.tasks import task_of
 from trainer.tasks.segmentation import SegmentationScores
 
@@ -320,6 +324,49 @@ def test_predict_writes_masks_and_overlays(finished, root, tmp_path):
     assert 100 * hits / total == pytest.approx(row.scores_pct["pixel_accuracy_pct"], abs=1e-9)
     code, text = rsb(*words)
     assert code == 2 and "is there already" in text
+
+
+@pytest.mark.parametrize("to", ["onnx", "torch_export"])
+def test_an_exported_model_gives_the_scores_of_pixels(finished, root, tmp_path, to):
+    """Of any number of squares the scores of the model; beside it what a user needs to know."""
+    folder, row = finished
+    out = tmp_path / "out"
+    words = ("export", "--run", row.run, "--runs", folder / "runs", "--to", to, "--out", out)
+    code, text = rsb(*words, "--images", root / "images" / "val", "--workers", "0")
+    assert code == 0, text
+    facts = json.loads((out / "preprocessing.json").read_text())
+    assert facts["input"]["shape"] == ["batch", 3, 48, 48] and facts["crop_share"] == 1
+    assert facts["output"]["shape"] == ["batch", 3, 48, 48] and facts["classes"] == list(CLASSES)
+    found = json.loads((out / "export.json").read_text())["agreement"]
+    assert found["num_images"] == 4 and found["num_answers"] == 4 * 48 * 48
+    assert found["num_same"] + found["num_ties"] == found["num_answers"]
+    assert found["max_difference"] < 1e-3
+    run, model = FORMATS[to].engine(out / facts["file"]), open_model(folder / "runs" / row.run)
+    for number in (1, 3):
+        images = torch.randn(number, 3, 48, 48, generator=torch.Generator().manual_seed(number))
+        with torch.no_grad():
+            np.testing.assert_allclose(run(images.numpy()), model(images), rtol=0, atol=1e-3)
+    card = (out / "README.md").read_text()
+    assert f"mIoU {row.main_pct:.2f} %" in card and "image-segmentation" in card
+    assert "diverged" not in card and "timm.create_model" not in card
+
+
+def test_an_export_takes_the_size_of_the_windows_and_no_class_folders(finished, tmp_path):
+    folder, row = finished
+    copy = tmp_path / "runs" / row.run
+    shutil.copytree(folder / "runs" / row.run, copy)
+    path = copy / "recipe.yaml"
+    path.write_text(
+        path.read_text().replace("  name: segmentation\n", "  name: segmentation\n  window:\n"
+                                 "    px: 32\n    stride_px: 16\n")
+    )  # fmt: skip
+    given = of_run(copy, with_maps=True)
+    assert given.image.test_px == 32 and given.gives_maps
+    words = ("export", "--run", row.run, "--runs", folder / "runs", "--to", "torch_export")
+    code, text = rsb(*words, "--data", tmp_path)
+    assert code == 2 and "data=" in text
+    code, text = rsb("latency", "--run", row.run, "--runs", folder / "runs")
+    assert code == 2 and "segmentation" in text
 
 
 def test_a_stopped_run_resumes_to_the_same_bits(root, recipe, tmp_path, monkeypatch):

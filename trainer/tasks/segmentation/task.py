@@ -254,6 +254,8 @@ class SegmentationSection(TaskSection):
     ignores_places: ClassVar[bool] = False
     is_timms: ClassVar[bool] = False
     answers_with_pictures: ClassVar[bool] = True
+    gives_maps: ClassVar[bool] = True
+    hub_tag: ClassVar[str] = "image-segmentation"
     example: ClassVar[dict[str, Any]] = {"head": {"name": "fcn", "dropout": 0.1}}
 
     def bound(self, plan: Any, settings: Any) -> Task:
@@ -267,6 +269,9 @@ class SegmentationSection(TaskSection):
         self, images: MaskedSet, plan: Any, batch_images: int, test_px: int
     ) -> MaskedStream:
         return MaskedStream(images, test_px, plan.recipe.image.test_interpolation)
+
+    def square_px(self, image: Any) -> int:
+        return image.test_px if self.window is None else self.window.px
 
     def model_options(self) -> dict[str, Any]:
         return {} if self.output_stride is None else {"output_stride": self.output_stride}
