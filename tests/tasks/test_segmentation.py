@@ -26,6 +26,7 @@ from trainer.base.signals import StopRequest
 from trainer.cli.main import app
 from trainer.components.losses import CrossEntropy, Dice
 from trainer.data.dataset import open_data
+from trainer.engine.evaluate import evaluate
 from trainer.engine.state import TrainingState
 from trainer.inference.classifier import of_run
 from trainer.inference.export.formats import FORMATS
@@ -203,6 +204,23 @@ def test_windows_are_a_plain_loop(root, recipe):
                 counts[row : row + 5, column : column + 5] += 1
         expected = (sums / counts)[:, :, top : top + height]
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_of_one_size_is_scored_by_windows_of_it(root, recipe):
+    """It is never shown another side than that of the windows, whatever the images have."""
+    overrides = (
+        "image.train_px=32 image.test_px=48 task.output_stride=null task.aux_weight=null"
+        " task.window={px: 32, stride_px: 24}"
+    )
+    job = Job(str(recipe), "vit_tiny_patch4_32", str(root), overrides=overrides)
+    plan = plan_of(job)
+    state = TrainingState(plan, SETTINGS)
+    data = open_data(plan.profile, root)
+    scores = evaluate(plan, SETTINGS, state.model, data.val_batches(plan, SETTINGS))
+    assert scores.num_images == 4
+    with pytest.raises(UserError, match="task.window.px=36"):
+        job = dataclasses.replace(job, overrides=job.overrides.replace("px: 32", "px: 36"))
+        TrainingState(plan_of(job), SETTINGS)
 
 
 def test_windows_that_leave_pixels_out_are_refused(root, recipe):

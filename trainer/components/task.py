@@ -82,9 +82,11 @@ class TaskSection(Component):
         once, in order; BadImage in place of a batch with one that is bad.
         """
 
-    def square_px(self, image) -> int:
-        """The side of the squares that an exported model takes, of a recipe's section `image`."""
-        return image.test_px
+    def evaluation_px(self, image) -> tuple[int, str]:
+        """The shorter side of what the model is shown in an evaluation, and the key that sets it.
+        image: the recipe's section.
+        """
+        return image.test_px, "image.test_px"
 
     def model_options(self) -> dict[str, Any]:
         """Arguments of timm for the body of its model, by timm's names."""

@@ -109,7 +109,7 @@ def of_run(folder: Path, with_maps: bool = False) -> Classifier:
     image, profile = recipe.image, facts["profile"]
     found = ImageFacts(
         profile["channels"],
-        recipe.of_task.square_px(image),
+        recipe.of_task.evaluation_px(image)[0],
         image.test_crop_share,
         image.test_interpolation,
         tuple(profile["mean"]),

@@ -270,8 +270,9 @@ class SegmentationSection(TaskSection):
     ) -> MaskedStream:
         return MaskedStream(images, test_px, plan.recipe.image.test_interpolation)
 
-    def square_px(self, image: Any) -> int:
-        return image.test_px if self.window is None else self.window.px
+    def evaluation_px(self, image: Any) -> tuple[int, str]:
+        whole = super().evaluation_px(image)
+        return whole if self.window is None else (self.window.px, "task.window.px")
 
     def model_options(self) -> dict[str, Any]:
         return {} if self.output_stride is None else {"output_stride": self.output_stride}
