@@ -218,8 +218,8 @@ def test_a_model_of_one_size_is_scored_by_windows_of_it(root, recipe):
     data = open_data(plan.profile, root)
     scores = evaluate(plan, SETTINGS, state.model, data.val_batches(plan, SETTINGS))
     assert scores.num_images == 4
-    with pytest.raises(UserError, match="task.window.px=36"):
-        job = dataclasses.replace(job, overrides=job.overrides.replace("px: 32", "px: 36"))
+    with pytest.raises(UserError, match="task.window.px=34"):
+        job = dataclasses.replace(job, overrides=job.overrides.replace("px: 32", "px: 34"))
         TrainingState(plan_of(job), SETTINGS)
 
 
