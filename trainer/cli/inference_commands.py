@@ -85,9 +85,7 @@ class Asked:
             raise UserError(f"{missing}=: not given", "use model=<of timm> weights=<a file>")
         sizes = sizes_of(self.test_px) or (None,)
         folder = find_run_folder(self.run, self.runs) if self.run else None
-        classifier = (
-            of_run(folder, with_maps) if folder else of_weights(self.model, self.weights)
-        )
+        classifier = of_run(folder, with_maps) if folder else of_weights(self.model, self.weights)
         changes = {"crop_share": self.crop, "interpolation": self.interpolation or None}
         return [(shown_otherwise(classifier, changes | {"test_px": px}), folder) for px in sizes]
 

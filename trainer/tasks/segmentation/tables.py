@@ -19,13 +19,6 @@ _IMAGES = ("image", "img", "pixel_values")
 _MASKS = ("mask", "annotation", "label", "labels", "segmentation", "segmentation_mask")
 
 
-class Columns(NamedTuple):
-    """Names of the two columns."""
-
-    image: str
-    mask: str
-
-
 class Cell(NamedTuple):
     """One file of a table, read as a Path is."""
 
@@ -45,11 +38,11 @@ class Cell(NamedTuple):
 class TableSet(MaskedSet):
     """A MaskedSet of the rows of a split; images and masks are the names that their files had.
 
-    folder: of the split. columns: of its table.
+    folder: of the split. columns: names of those of images and of masks in its table.
     """
 
     folder: Path = Path()
-    columns: Columns = Columns("", "")
+    columns: tuple[str, str] = ("", "")
 
     @cached_property
     def cells(self) -> dict[str, hf.Cells]:
@@ -64,10 +57,10 @@ class TableSet(MaskedSet):
         return [size for column in self.columns for size in self.cells[column].sizes()]
 
     def path(self, i: int) -> Cell:
-        return Cell(self, self.columns.image, i)
+        return Cell(self, self.columns[0], i)
 
     def mask_path(self, i: int) -> Cell:
-        return Cell(self, self.columns.mask, i)
+        return Cell(self, self.columns[1], i)
 
 
 class MaskTables(Layout):
@@ -104,9 +97,9 @@ class MaskTables(Layout):
         )
 
 
-def _columns_of(folder: Path) -> Columns | None:
-    """The columns of a split's images and masks, as its dataset_info.json has them; None where no
-    two can be told.
+def _columns_of(folder: Path) -> tuple[str, str] | None:
+    """The names of the columns of a split's images and masks, by its dataset_info.json; None where
+    no two can be told.
     """
     try:
         features = json_file(folder / "dataset_info.json")["features"]
@@ -119,7 +112,7 @@ def _columns_of(folder: Path) -> Columns | None:
     named = [name for name in _MASKS if name in others]
     if not named and len(others) == 1 and "ClassLabel" not in kinds.values():
         named = others
-    return Columns(image, named[0]) if image and named else None
+    return (image, named[0]) if image and named else None
 
 
 def _names_of(cells: hf.Cells, column: str) -> tuple[str, ...]:
