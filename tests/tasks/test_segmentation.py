@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,9 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from rich.console import Console
+from torch import nn
 from torch.nn import functional
 from typer.testing import CliRunner
 
@@ -30,6 +33,7 @@ from trainer.engine.evaluate import evaluate
 from trainer.engine.state import TrainingState
 from trainer.inference.classifier import of_run
 from trainer.inference.export.formats import FORMATS
+from trainer.models.freezing import frozen_names
 from trainer.report.tables import METRICS, find_metric, value_of
 from trainer.runs.job import Job, plan_of, run_job
 from trainer.runs.loggers.first_batch import draw_first_batch
@@ -221,6 +225,24 @@ def test_a_model_of_one_size_is_scored_by_windows_of_it(root, recipe):
     with pytest.raises(UserError, match="task.window.px=34"):
         job = dataclasses.replace(job, overrides=job.overrides.replace("px: 32", "px: 34"))
         TrainingState(plan_of(job), SETTINGS)
+
+
+@pytest.mark.parametrize("name, model", [("psp-r50", "resnet50"), ("refinenet-r101", "resnet101")])
+def test_the_published_recipes_are_planned_on_their_backbones(root, name, model):
+    """The heads learn ten times as fast, and of RefineNet's backbone all but the norms."""
+    few = "model.pretrained=null" + " batch.images=4 batch.norm_images=4" * (name == "psp-r50")
+    plan = plan_of(Job(name, model, str(root), overrides=few))
+    with torch.device("meta"):
+        body = timm.create_model(model, **plan.recipe.task.model_options())
+        made = plan.recipe.task.model_of(plan, body)
+    assert plan.recipe.optimizer.head_lr_scale == 10
+    if name == "refinenet-r101":
+        frozen = frozen_names(made, plan.recipe.model.freeze)
+        assert frozen and all(re.search(r"\.bn\d\.|downsample\.1\.", one) for one in frozen)
+        assert len(frozen) == 2 * sum(isinstance(one, nn.BatchNorm2d) for one in made.modules())
+    else:
+        assert plan.recipe.task.window.stride_px == -(-plan.recipe.task.window.px * 2 // 3)
+        assert plan.recipe.model.freeze is None
 
 
 def test_windows_that_leave_pixels_out_are_refused(root, recipe):
