@@ -361,7 +361,7 @@ def stack_squares(squares: list[bytes], side_px: int) -> np.ndarray:
 
 
 @contextmanager
-def named(path: Path) -> Iterator[None]:
+def named(path: Readable) -> Iterator[None]:
     """Turn whatever a decoder raises for damaged bytes into one line with the file's path.
 
     Raises BadImage, or DataTrouble for what the system says of reading, not of the image.
@@ -381,7 +381,7 @@ def named(path: Path) -> Iterator[None]:
         raise BadImage(found, "use an intact file", place=str(path)) from None
 
 
-def _is_files_own(error: OSError, path: Path) -> bool:
+def _is_files_own(error: OSError, path: Readable) -> bool:
     """Is it one file that is missing or no file, not the folder or the disk that it is on?"""
     if error.errno == errno.ENOENT:
         return os.path.isdir(getattr(path, "parent", ""))

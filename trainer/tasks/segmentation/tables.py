@@ -90,11 +90,10 @@ class MaskTables(Layout):
             )
         classes, table = read_classes(root / CLASSES_FILE)
         dataset, _ = hf.open_split(folder)
-        names = [_names_of(hf.Cells(dataset, column), column) for column in columns]
+        images, masks = (_names_of(hf.Cells(dataset, column), column) for column in columns)
         stand_in = folder.name if folder.name in STAND_INS else ""
-        return TableSet(
-            root, *names, classes, table, num_channels, stand_in, folder=folder, columns=columns
-        )
+        known = (classes, table, num_channels, stand_in)
+        return TableSet(root, images, masks, *known, folder=folder, columns=columns)
 
 
 def _columns_of(folder: Path) -> tuple[str, str] | None:
