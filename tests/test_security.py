@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from support.plans import small_plan
 from support.rows import ROW
-from trainer.base.errors import UserError
+from trainer.base.errors import DataError, UserError
 from trainer.base.json_text import json_file, json_of
 from trainer.base.names import FolderError, check_links, inside, why_no_name
 from trainer.base.settings import make_settings
@@ -33,7 +33,7 @@ from trainer.cli.main import app
 from trainer.data.dataset import open_data
 from trainer.data.datasets import builtin as sets
 from trainer.data.decode import BadImage, read_image
-from trainer.data.index import DataError, open_index
+from trainer.data.index import open_index
 from trainer.distributed import rendezvous
 from trainer.distributed.launch import slurm_job
 from trainer.models.build import check_model_name

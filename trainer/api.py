@@ -184,15 +184,20 @@ def train(
         "profile": profile,
         "track": track,
     }
+    with _job(recipe, model, data, data_dir, seed, set, weights, runs, bad_images, again) as job:
+        return _trained(job, device, machine, progress)
+
+
+def _trained(job: Job, device: str, machine: dict[str, Any], progress: bool) -> Run:
+    """Train a job in this process, which stays as it was. Raises KeyboardInterrupt, UserError and
+    OSError as `train` does.
+    """
+    runs: Path = machine["runs"]
     width = None if progress and sys.stdout.isatty() else 140
     # plain text in a notebook too: rich would turn every line into an output of its own
     unseen = None if progress else io.StringIO()
     console = Terminal(file=unseen, width=width, soft_wrap=True, force_jupyter=False)
-    with (
-        _job(recipe, model, data, data_dir, seed, set, weights, runs, bad_images, again) as job,
-        untouched(device),
-        Interrupt() as interrupt,
-    ):
+    with untouched(device), Interrupt() as interrupt:
         try:
             code, row = train_rank(job, device, machine, None, alone(), console, interrupt)
         except Stopped:
@@ -204,7 +209,7 @@ def train(
     if code == EXIT_UNWRITTEN or row is None:
         log = unseen.getvalue() if unseen else "see the last lines printed"
         raise OSError(f"{runs}: the final files of the run could not be written; {log}")
-    return Run(Path(runs) / row.run, row)
+    return Run(runs / row.run, row)
 
 
 def lr_find(
@@ -313,10 +318,12 @@ class Run:
 
     @property
     def name(self) -> str:
+        """The run's name, which is its folder's."""
         return self.folder.name
 
     @property
     def is_finished(self) -> bool:
+        """Has it trained to its end, and not diverged?"""
         return self.row is not None and self.row.status == "finished"
 
     @cached_property

@@ -25,8 +25,8 @@ from trainer.ablation.spec import load_ablation
 from trainer.base.errors import UserError
 from trainer.base.exits import EXIT_CLAIMED
 from trainer.base.signals import SIGNALS
-from trainer.runs.job import write_plan
 from trainer.runs.lock import LockedError, LockLost, try_acquire
+from trainer.runs.plan_file import write_plan
 from trainer.runs.results import rows_folder, store_row
 
 

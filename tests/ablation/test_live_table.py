@@ -25,7 +25,7 @@ from trainer.ablation.runner import (
     WAITING,
     RunStatus,
 )
-from trainer.runs.job import write_plan
+from trainer.runs.plan_file import write_plan
 
 
 def status(smoothing: float, state: str, **facts) -> RunStatus:

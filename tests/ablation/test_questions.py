@@ -13,8 +13,8 @@ from trainer.ablation import questions
 from trainer.ablation.cells import plan_of_cell
 from trainer.ablation.questions import open_question, question_of, shipped_ablations
 from trainer.ablation.spec import load_ablation
+from trainer.base.cache import cache_folder
 from trainer.base.errors import UserError
-from trainer.data.index import cache_folder
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,31 +1,19 @@
-"""An ablation's page: what it makes, what is refused and where, and what `plan --ablation` prints
-of it.
-"""
+"""An ablation's file: what it makes, what is refused and where."""
 
-import dataclasses
-import io
-import math
 import re
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rich.console import Console
-from statsmodels.stats.power import TTestIndPower
-from typer.testing import CliRunner
 
-from support.rows import row_of
+from support.loss_ablation import PAGE, written
+from support.loss_ablation import results as results
 from trainer.ablation import spec as ablation
 from trainer.ablation.budget import Budget, budget_lines
 from trainer.ablation.cells import overrides_text, plan_of_cell
 from trainer.ablation.questions import question_of
 from trainer.ablation.spec import AblationError, AblationPage, find_ablation, load_ablation
-from trainer.ablation.throughput import measure_throughput, shape_of
 from trainer.base.errors import UserError
-from trainer.base.settings import make_settings
-from trainer.cli.main import app
-from trainer.cli.plan_ablation import print_plan
-from trainer.data.dataset import open_data
 from trainer.recipe import tree
 from trainer.recipe.adapt import adaptation
 from trainer.recipe.load import ConfigError, parse_recipe
@@ -33,39 +21,7 @@ from trainer.recipe.profiles import PROFILES
 from trainer.recipe.schema import apply_overrides, load_recipe
 from trainer.recipe.shipped import find_recipe
 from trainer.report.rows import by_cell, find_rows
-from trainer.report.tables import METRICS, summarize
 from trainer.runs.job import Job, plan_of
-from trainer.runs.results import store_row
-
-PAGE = """\
-name: loss
-title: "BCE or CE"
-question: "Which loss?"
-source: "nobody"
-recipe: A2
-models: [test_resnet]
-data: [digits]
-seeds: [0, 1]
-budget: {epochs: 2}
-set:
-  batch.images: 64
-design:
-  name: one_at_a_time
-  base: BCE
-  factors:
-    - name: loss
-      levels:
-        - {name: CE, set: {loss.name: ce}}
-        - {name: soft BCE, set: {loss.threshold: null}}
-published:
-  - {cell: BCE, top1_pct: 79.8, source: "Table 1"}
-"""
-
-
-def written(folder, text: str, name: str = "loss"):
-    path = folder / f"{name}.yaml"
-    path.write_text(text)
-    return path
 
 
 def test_a_page_becomes_planned_cells(tmp_path):
@@ -396,240 +352,6 @@ def refused_or_sound(text: str) -> None:
         parse_recipe(text, "page", AblationPage)
     except UserError as error:
         assert re.match(r"page:\d+: ", str(error)) and str(error).isprintable(), error
-
-
-# ---- plan --ablation
-
-
-def printed(path, results, width=120, **choices) -> str:
-    out = Console(file=io.StringIO(), width=width, highlight=False, soft_wrap=True)
-    machine = {"device": "cpu", "precision": "auto", "workers": "0"}
-    print_plan(
-        out, str(path), choices.get("data_dir"), machine, results, choices.get("num_measured", 0)
-    )
-    return out.file.getvalue()
-
-
-@pytest.fixture
-def results(tmp_path):
-    """A store with a row of one cell and seed, and one of another cell that diverged."""
-    cells = load_ablation(written(tmp_path, PAGE)).cells
-    for cell, seed, status in (
-        (cells[0], 0, "finished"),
-        (cells[1], 0, "diverged"),
-        (cells[1], 1, "finished"),
-    ):
-        plan = plan_of_cell(cell, seed)
-        store_row(tmp_path / "results", row_of(plan, status=status))
-    return tmp_path / "results"
-
-
-@pytest.mark.parametrize("width", [80, 120])
-def test_the_plan_of_an_ablation_lists_its_cells_and_missing_runs(results, tmp_path, width):
-    text = printed(tmp_path / "loss.yaml", results, width)
-    assert max(map(len, text.splitlines())) <= width
-    flat = " ".join(text.split())
-    for said in (
-        "loss BCE or CE",
-        "Which loss?",
-        "one at a time",
-        "A2 with test_resnet on digits",
-        "2 epochs",
-        "0, 1",
-        "test_resnet on digits: 3 cells, 44 steps each, 2 epochs",
-        "batch.images 64",
-        "79.8",
-        "published: Table 1",
-        "6 runs: 3 with a row",
-        "3 to run",
-        "first: make recipe=A2 model=test_resnet data=digits seed=1",
-    ):
-        assert said in flat, said
-    rows = {
-        line.split("  ")[0].strip("│┃ ").split("│")[0].strip(): line
-        for line in text.splitlines()
-        if "of 2" in line
-    }
-    assert "1 of 2" in rows["BCE"] and "the base, A2.v2" in rows["BCE"]
-    assert "2 of 2, 1 diverged" in rows["CE"] and "loss ce" in rows["CE"]
-    assert "0 of 2" in rows["soft BCE"] and "loss.threshold off" in rows["soft BCE"]
-
-
-def test_cumulative_steps_are_described_by_what_they_add(tmp_path):
-    text = PAGE.replace("name: one_at_a_time", "name: cumulative").replace(
-        "  factors:\n    - name: loss\n      levels:", "  steps:"
-    )
-    text = text.replace("        - {name: CE", "    - {name: CE").replace(
-        "        - {name: soft BCE, set: {loss.threshold: null}}",
-        "    - {name: + GELU, set: {model.activation: {name: gelu}}}\n    - {name: A3, recipe: A3}",
-    )
-    lines = printed(written(tmp_path, text), tmp_path / "results").splitlines()
-    shown_cells = {
-        cells[0].strip(): cells[1].strip()
-        for cells in (line.strip("│┃").split("│") for line in lines)
-        if len(cells) > 3
-    }
-    assert shown_cells["CE"] == "loss ce" and shown_cells["+ GELU"] == "model.activation gelu"
-    assert shown_cells["A3"].startswith("recipe A3.v2: ") and "repeats off" in shown_cells["A3"]
-
-
-def test_the_estimate_is_of_what_is_missing_and_says_what_it_rests_on(results, tmp_path):
-    text = " ".join(printed(tmp_path / "loss.yaml", results, num_measured=2).split())
-    assert re.search(r"3 runs to do, [\d.]+ (seconds?|minutes|hours) one after another", text)
-    assert "estimated from 2 steps and one batch of val for each of 1 kind of" in text
-    assert "cpu, float32, 1 thread;" in text
-    table = text.partition("minutes/run")[2]
-    assert "soft BCE" in table and "CE │ 0" not in table.replace("soft BCE", "")
-
-
-@pytest.mark.parametrize(("load", "is_told"), [(2.0, True), (0.1, False), (None, False)])
-def test_an_estimate_that_was_measured_beside_other_work_says_so(
-    results, tmp_path, monkeypatch, load, is_told
-):
-    monkeypatch.setattr("trainer.cli.plan_ablation.load_per_core", lambda: load)
-    text = printed(tmp_path / "loss.yaml", results, num_measured=1)
-    assert ("busy machine" in text) == is_told
-
-
-def test_a_plan_of_cells_that_learn_nothing_says_so(tmp_path):
-    text = printed(written(tmp_path, PAGE.replace("epochs: 2", "epochs: 1")), tmp_path / "none")
-    assert "about chance in every cell" in text
-    assert "chance" not in printed(
-        written(tmp_path, PAGE.replace("epochs: 2", "epochs: 6")), tmp_path / "none"
-    )
-
-
-def test_a_plan_whose_rows_are_all_at_chance_says_so(tmp_path):
-    path = written(tmp_path, PAGE.replace("epochs: 2", "epochs: 6"))
-    for cell in load_ablation(path).cells:
-        for seed in (0, 1):
-            row = row_of(plan_of_cell(cell, seed), top1_pct=10.0, majority_pct=10.0)
-            store_row(tmp_path / "results", row)
-    assert "no run is above chance" in " ".join(printed(path, tmp_path / "results").split())
-
-
-def test_plan_and_table_have_the_same_seeds_needed(tmp_path):
-    path = written(tmp_path, PAGE.replace("[0, 1]", "[0, 1, 2]"))
-    ablation = load_ablation(path)
-    for number, cell in enumerate(ablation.cells):
-        for seed in (0, 1, 2):
-            score = 80.0 + number * seed + seed**2 / 4
-            store_row(tmp_path / "results", row_of(plan_of_cell(cell, seed), top1_pct=score))
-    question = question_of(ablation)
-    rows = by_cell(question, find_rows(tmp_path / "results", [question]))
-    cells = summarize(question, rows, METRICS["top1"]).cells
-    needed = [one.needed.num_seeds for one in cells if one.needed]
-    text = " ".join(printed(path, tmp_path / "results").split())
-    assert f"seeds needed: {min(needed)} to {max(needed)} a cell" in text
-
-
-def test_where_the_data_is_not_here_nothing_is_estimated(tmp_path):
-    path = written(
-        tmp_path,
-        PAGE.replace("[digits]", "[imagenet-1k]").replace("batch.images: 64", "batch.images: 512"),
-    )
-    text = printed(path, tmp_path / "results", num_measured=2)
-    assert "no time estimate: " in text and "hours" not in text
-
-
-def test_a_model_that_a_cell_cannot_have_is_refused_at_its_line(tmp_path):
-    path = written(
-        tmp_path, PAGE.replace("loss.name: ce", "model.stem: {name: patchify, patch_px: 64}")
-    )
-    with pytest.raises(ConfigError, match=r"loss\.yaml:18: the cell CE, test_resnet on digits: "):
-        printed(path, tmp_path / "results")
-
-
-def test_the_pace_is_the_median_step_and_the_share_of_an_evaluation(tmp_path, monkeypatch):
-    """With a clock that moves one second at each reading: a step is 1 s, one batch of val too."""
-    plan = load_ablation(written(tmp_path, PAGE)).cells[0].plan
-    ticks = iter(range(1000))
-    monkeypatch.setattr("trainer.ablation.throughput.time.perf_counter", lambda: float(next(ticks)))
-    made_fast = []
-    monkeypatch.setattr("trainer.ablation.throughput.set_algorithms", made_fast.append)
-    pace = measure_throughput(
-        plan, make_settings("cpu", workers="0"), open_data(plan.profile, None), 3, bound_s=100.0
-    )
-    assert (pace.step_s, pace.num_steps) == (1.0, 3) and [one.device for one in made_fast] == [
-        "cpu"
-    ]  # as a run is
-    assert pace.evaluation_s == pytest.approx(360 / 128)
-    assert pace.run_s(plan) == pytest.approx(44 * 1.0 + 2 * 360 / 128)
-    bounded = measure_throughput(
-        plan, make_settings("cpu", workers="0"), open_data(plan.profile, None), 20, bound_s=0.5
-    )
-    assert bounded.num_steps == 1
-
-
-def test_a_shape_is_what_costs_time(tmp_path):
-    plan = load_ablation(written(tmp_path, PAGE)).cells[0].plan
-
-    def shape(overrides):
-        return shape_of(
-            dataclasses.replace(plan, recipe=apply_overrides(plan.recipe, overrides)[0])
-        )
-
-    assert shape_of(dataclasses.replace(plan, seed=1)) == shape("")
-    for same in (
-        "epochs=3",
-        "lr.peak=0.1",
-        "drop_path=0.2",
-        "optimizer.weight_decay=0.1",
-        "mix.mixup_alpha=0.9",
-    ):
-        assert shape(same) == shape(""), same
-    for other in (
-        "batch.norm_images=8",
-        "image.train_px=40",
-        "loss.name=ce",
-        "mix=null",
-        "model.dropout=0.1",
-    ):
-        assert shape(other) != shape(""), other
-
-
-@pytest.mark.parametrize(
-    ("words", "sentence"),
-    [
-        (
-            ["--ablation", "norm-micro-batch", "--recipe", "A1"],
-            "recipe=: ablation=norm-micro-batch sets it",
-        ),
-        (
-            ["--ablation", "norm-micro-batch", "--set", "epochs=1"],
-            "set=: ablation=norm-micro-batch sets it",
-        ),
-        (["--measure", "0"], "measure=: only for the plan of an ablation"),
-        (["--workers", "2"], "workers=: only for the plan of an ablation"),
-        (["--ablation", "norm-micro-bach"], "did you mean norm-micro-batch?"),
-    ],
-)
-def test_options_that_would_be_ignored_are_refused(words, sentence):
-    done = CliRunner().invoke(app, ["plan", *words], prog_name="rsb")
-    assert done.exit_code == 2 and sentence in done.stderr and done.stderr.count("\n") == 1
-
-
-def test_the_plan_has_the_seeds_that_the_stated_difference_needs(results, tmp_path):
-    """By RSB's spread on 360 images, unpaired, at the level of one of the two comparisons."""
-    path = written(tmp_path, PAGE.replace("seeds:", "smallest_points: 2.5\nseeds:"))
-    std = 0.10 * math.sqrt(50_000 / 360)
-    num = math.ceil(TTestIndPower().solve_power(2.5 / std, power=0.8, alpha=0.05 / 2))
-    text = " ".join(printed(path, results).split())
-    assert f"seeds needed: {num} a cell, to show a difference of 2.5 points" in text
-
-
-def test_the_command_prints_the_plan(results, tmp_path):
-    words = [
-        "plan",
-        "--ablation",
-        str(tmp_path / "loss.yaml"),
-        "--results",
-        str(results),
-        "--measure",
-        "0",
-    ]
-    done = CliRunner().invoke(app, words, prog_name="rsb")
-    assert done.exit_code == 0 and "Which loss?" in done.output and "3 to run" in done.output
 
 
 def test_the_keys_of_a_stored_row_are_those_of_its_cell(results, tmp_path):

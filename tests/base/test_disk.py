@@ -35,11 +35,8 @@ def test_one_line_a_minute_says_all_that_is_not_written_and_one_that_it_is_over(
         troubles.note("metrics.jsonl", FULL)
         troubles.note("a checkpoint", FULL, "; the last one there is that of step 30")
     assert len(lines) == 3  # at once, after 60 s, after 120 s
-    assert (
-        lines[0]
-        == "runs/x: cannot write metrics.jsonl (No space left on device); training continues and"
-        " retries"
-    )
+    for word in ("runs/x", "metrics.jsonl", "No space left on device", "continues"):
+        assert word in lines[0]
     assert (
         "metrics.jsonl (No space left on device), a checkpoint (No space left on device; the last"
         " one there is that of step 30)" in lines[1]

@@ -19,14 +19,8 @@ import numpy as np
 from written import write
 
 from trainer.base import provenance
-from trainer.data.index import (
-    _LAYOUT,
-    ARRAYS,
-    cache_folder,
-    fingerprint_of,
-    open_index,
-    store_index,
-)
+from trainer.base.cache import cache_folder
+from trainer.data.index import _LAYOUT, ARRAYS, fingerprint_of, open_index, store_index
 from trainer.data.order import _permutation, micro_batch_ids
 
 NAME = b"n00000000/n00000000_000000.JPEG"

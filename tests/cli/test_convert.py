@@ -13,8 +13,8 @@ def _here(tmp_path, monkeypatch):
 def test_exit_codes(tmp_path):
     done = rsb("from-timm", "--args", "--model resnet18 --aa rand-m9", "--gpus", "2")
     assert done.exit_code == 0 and (tmp_path / "my-resnet18.v1.yaml").is_file()
-    done = rsb("from-timm", "--args", "--model resnet34 --aa rand-m9 --split-bn")
-    assert done.exit_code == 1 and "--split-bn" in done.output
+    done = rsb("from-timm", "--args", "--model resnet34 --aa rand-m9 --bn-tf")
+    assert done.exit_code == 1 and "--bn-tf" in done.output
     assert (tmp_path / "my-resnet34.v1.yaml").is_file()
     done = rsb("from-timm", "--args", "--model resnet18 --aa rand-m9")
     assert done.exit_code == 2 and "my-resnet18.v1.yaml" in done.output

@@ -1,6 +1,5 @@
 """The command line: options reach the program as text, and an error is one line and exit 2."""
 
-import hashlib
 import io
 import os
 import re
@@ -9,19 +8,15 @@ import subprocess
 import sys
 
 import pytest
-import timm
-import torch
 import typer
 from rich.console import Console
 
-from support.commands import ROOT, make, program, rsb
+from support.commands import ROOT, program, rsb
 from trainer.base.errors import UserError
 from trainer.base.settings import make_settings, num_cores
 from trainer.cli.main import app, run_program
 from trainer.cli.words import options_of
 from trainer.data.check import DataReport
-from trainer.recipe.schema import load_recipe
-from trainer.recipe.shipped import find_recipe
 from trainer.runs import summary
 from trainer.runs.job import Job, plan_of
 
@@ -143,127 +138,6 @@ def test_control_characters_of_a_name_are_escaped():
     assert done.exit_code == 2 and "\x1b" not in done.stderr and "\\x1b" in done.stderr
 
 
-def test_the_plan_has_steps_images_rates_batch_and_deviations():
-    done = rsb("plan", "--recipe", "A1", "--data", "imagenet-1k")
-    assert done.exit_code == 0
-    for fact in (
-        "375,000 = 600 epochs x 625",
-        "768,000,000",
-        "426,667 of 1,281,167",
-        "4 micro-batches x 512",
-    ):
-        assert fact in done.output, fact
-    assert (
-        "4.999e-03" in done.output
-    )  # epoch 5: 1e-6 + (5e-3 - 1e-6) / 2 * (1 + cos(pi * 5 / 600)), already below the peak
-    assert "deviations  none" in done.output and "whole run is warm-up" not in done.output
-    assert "whole run is warm-up" in rsb("plan", "--recipe", "A1", "--set", "epochs=1").output
-    small = rsb("plan", "--recipe", "A1", "--set", "batch.images=128 batch.norm_images=64")
-    assert "deviation  epochs: 600 ->" in small.output and "2 micro-batches x 64" in small.output
-    assert "lr.peak stays 0.005, which is for 2,048 images a step, here 128" in small.output
-    ruled = rsb(
-        "plan", "--recipe", "torchvision-v1", "--set", "batch.images=256 batch.norm_images=64"
-    )
-    assert (
-        "linear rule would make it" in ruled.output
-    )  # the rate is not scaled behind the reader's back
-
-
-@pytest.mark.parametrize(("model", "family"), [("test_resnet", ""), ("test_byobnet", "byobnet")])
-def test_the_plan_says_of_a_family_that_it_is_untested(model, family):
-    done = rsb("plan", "--recipe", "A3", "--model", model)
-    lines = [line for line in done.output.splitlines() if "untested" in line]
-    assert done.exit_code == 0 and len(lines) == bool(family)
-    assert all(family in line for line in lines)
-
-
-def test_the_plan_estimates_time_memory_and_cores_for_gpus_that_are_not_here(tmp_path):
-    words = ("plan", "--recipe", "A1", "--data", "imagenet-1k", "--results", tmp_path)
-    text = " ".join(rsb(*words, "--gpus", "8").output.split())
-    assert "8 GPUs, bf16" in text and "at least" in text and "A100" in text  # no row: published
-    assert "activations of 256 images" in text and "5 a GPU, 40 in all" in text
-    half = float(re.search(r"activations of 256 images at once ([\d.]+)", text)[1])
-    text = " ".join(rsb(*words, "--gpus", "8", "--precision", "float32").output.split())
-    whole = float(re.search(r"activations of 256 images at once ([\d.]+)", text)[1])
-    assert 1.8 < whole / half < 2.0 and "gpu=1" in text  # nothing is known of its speed
-    wrong = rsb(*words, "--gpus", "8", "--precision", "bf17")
-    assert wrong.exit_code == 2 and "bf16" in wrong.stderr
-
-
-def test_the_plan_of_images_in_memory_wants_no_cores_and_has_the_majority_class(tmp_path):
-    words = ("plan", "--recipe", "A3", "--model", "test_resnet", "--results", tmp_path)
-    text = " ".join(rsb(*words).output.split())
-    assert "this machine's CPU" in text and "majority class: top-1 10.0 %" in text
-    assert "bench recipe=A3 model=test_resnet data=digits" in text
-    assert " cores " not in rsb(*words, "--gpus", "1").output
-
-
-def test_explain_names_the_origin_of_every_value():
-    done = rsb("explain", "--recipe", "A3", "--data", "digits", "--set", "lr.peak=3e-3")
-    assert done.exit_code == 0
-    for path, origin in (
-        ("optimizer.weight_decay", "recipe"),
-        ("optimizer.eps", "assumed"),
-        ("image.train_px", "profile"),
-        ("lr.peak", "override"),
-    ):
-        (line,) = [line for line in done.output.splitlines() if f" {path} " in line]
-        assert origin in line, line
-    left_open = [line for line in done.output.splitlines() if line.startswith("not confirmed: ")]
-    assert len(left_open) == len(load_recipe(find_recipe("A3")).unconfirmed)
-
-
-GROUP_NORM = "model.norm={name: group_norm, groups: 32, eps: 1e-5}"
-
-
-@pytest.mark.parametrize("command", ["explain", "plan"])
-def test_replaced_modules_are_shown(command):
-    done = rsb(command, "--recipe", "A2", "--model", "resnet18", "--set", GROUP_NORM)
-    assert done.exit_code == 0, done.output
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("replaced ")]
-    assert "norm: bn1, layer1.0.bn1" in line
-    assert "20 BatchNorm2d -> GroupNorm" in line
-    assert "replaced " not in rsb(command, "--recipe", "A2", "--model", "resnet18").stdout
-
-
-@pytest.mark.parametrize("command", ["explain", "plan", "train"])
-def test_a_replacement_without_a_match_is_refused_before_any_image_is_read(command, monkeypatch):
-    def opened(*_):
-        raise AssertionError("images were opened")
-
-    monkeypatch.setattr("trainer.runs.start.open_data", opened)
-    done = rsb(
-        command,
-        "--recipe",
-        "A2",
-        "--model",
-        "convnext_atto",
-        "--set",
-        "model.convolution={name: self_calibrated, stages: 4, pooling: 4}",
-    )
-    assert done.exit_code == 2, done.output
-    (line,) = done.stderr.strip().splitlines()
-    assert line.startswith("error: model.convolution: ConvNeXt"), line
-
-
-def test_the_choice_of_auto_is_shown_with_its_reason():
-    done = rsb("plan", "--recipe", "A2", "--model", "resnet18", "--set", "model.stem={name: auto}")
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("auto ")]
-    assert "stem" in line and "32 px" in line
-
-
-def test_the_plan_counts_the_model():
-    """25,557,032 weights and 4.089 G multiply-adds: the numbers of resnet50 in timm's and
-    torchvision's own tables.
-    """
-    done = rsb("plan", "--recipe", "A2", "--model", "resnet50", "--data", "imagenet-1k")
-    assert "25,557,032 parameters, 4.089 G multiply-adds an image of 224 px" in done.stdout
-
-
-def test_explain_says_how_off_is_written():
-    assert "key=null" in rsb("explain", "--recipe", "A1").stdout
-
-
 def test_diff_shows_the_values_that_differ():
     done = rsb("diff", "--a", "A1", "--b", "A2")
     shown = {
@@ -290,110 +164,6 @@ def test_the_recipes_are_listed():
         "torchvision-v1.v1",
         "torchvision-v2.v3",
     } <= set(done.output.split())
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        "epochs=5 loss.name=ce",
-        "a'b",
-        'a"b',
-        "a;touch pwned",
-        "$(shell touch pwned)",
-        "$(touch pwned)",
-        "`touch pwned`",
-        "${HOME}",
-        "a\\b",
-        "*",
-        "a&b|c>d",
-        "#x",
-        "--help",
-        "ü ✓",
-    ],
-)
-def test_make_passes_any_value_as_text(door, value):
-    done = make(door, f"set={value}", "recipe=A1")
-    assert done.returncode == 0, done.stderr
-    words = [eval(line) for line in done.stdout.splitlines()]
-    assert words[:3] == ["-m", "trainer", "train"]
-    assert sorted(words[3:]) == ["recipe=A1", f"set={value}"]
-    assert not (door / "pwned").exists()
-
-
-@pytest.mark.parametrize("name", ["RSB", "given", "written", "COMMANDS", "SHELL"])
-def test_a_variable_of_the_makefile_itself_is_passed_on_as_any_other(door, name):
-    done = make(door, f"{name}=import os; os.mkdir('pwned')")
-    words = [eval(line) for line in done.stdout.splitlines()]
-    assert words[:3] == ["-m", "trainer", "train"] and words[3].startswith(f"{name}=")
-    assert not (door / "pwned").exists()
-
-
-@pytest.mark.parametrize(
-    ("target", "remedy"),
-    [
-        ("exlpain", "explain"),
-        ("tests", "test"),
-        ("results", "table"),
-        ("status", "runs"),
-        ("fit", "train"),
-        ("qqq;touch pwned", "valid: train plan"),
-    ],
-)
-def test_make_refuses_a_target_that_it_does_not_have_with_the_right_one(door, target, remedy):
-    done = make(door, target)
-    line = done.stderr.splitlines()[0]
-    assert done.returncode == 2 and f"{target}: no such target; " in line and remedy in line
-    assert not (door / "pwned").exists()
-
-
-def test_make_lists_runs_beside_a_folder_of_that_name(door):
-    (door / "runs").mkdir()
-    done = make(door, "runs", "json=1")
-    assert done.stdout.splitlines()[2:] == ["'runs'", "'json=1'"], done.stderr
-
-
-@pytest.mark.parametrize("has_ready", [True, False])
-def test_an_environment_that_is_a_link_is_used_and_not_rebuilt(door, tmp_path, has_ready):
-    here = tmp_path / "checkout"
-    shutil.copytree(door, here)
-    (here / ".venv").rename(tmp_path / "shared")
-    (here / ".venv").symlink_to(tmp_path / "shared")
-    ready = tmp_path / "shared" / ".ready"
-    if has_ready:
-        os.utime(ready, (1e9, 1e9))  # older than the lock
-    else:
-        ready.unlink()
-    before = sorted(tmp_path.glob("shared/**/*"))
-    for words in (["seed=1"], ["setup"]):
-        done = make(here, *words, "PYTHON=false")
-        assert done.returncode == 0, done.stderr
-    assert "creating" not in done.stderr and sorted(tmp_path.glob("shared/**/*")) == before
-    (tmp_path / "shared").rename(tmp_path / "gone")
-    done = make(here, "seed=1")
-    assert done.returncode == 2 and ".venv is a link" in done.stderr.splitlines()[0]
-
-
-def test_make_does_not_take_the_environment_for_variables(door):
-    done = make(door, model="oops")
-    assert done.returncode == 0 and "'train'" in done.stdout and "oops" not in done.stdout
-
-
-@pytest.mark.parametrize("target", ["lint", "clean", "setup", "test", "help"])
-def test_make_refuses_a_variable_that_its_own_targets_do_not_take(door, target):
-    done = make(door, target, "seed=1")
-    assert done.returncode == 2 and f"seed=: {target} does not take it" in done.stderr
-
-
-def test_make_help_lists_every_target_in_80_columns(door):
-    shown = make(door, "help").stdout
-    phony = {
-        word
-        for line in (ROOT / "Makefile").read_text().splitlines()
-        if line.startswith(("override COMMANDS", ".PHONY: $(COMMANDS)"))
-        for word in line.split()
-        if word.isidentifier() or "-" in word
-    } - {"override", "COMMANDS"}
-    assert phony <= set(shown.split()) and max(map(len, shown.splitlines())) <= 80
 
 
 @pytest.mark.parametrize(
@@ -567,15 +337,6 @@ def test_a_value_that_looks_like_an_option_is_none(words):
     assert options_of(["plan", *words], typer.main.get_command(app)) == ["plan", *words]
 
 
-def test_a_plan_for_several_ranks_shares_the_micro_batches_or_says_that_it_cannot():
-    done = rsb("plan", "--recipe", "A1", "--data", "imagenet-1k", "--gpus", "4")
-    assert "4 ranks x 1 micro-batch x 512 images" in done.output
-    done = rsb("plan", "--recipe", "A1", "--data", "imagenet-1k", "--gpus", "8")
-    assert "8 ranks x 1 micro-batch x 256 images, 512 shared by 2 ranks" in done.output
-    done = rsb("plan", "--recipe", "A1", "--data", "imagenet-1k", "--gpus", "4096")
-    assert done.exit_code == 2 and "4096 ranks" in done.stderr
-
-
 def test_a_job_file_names_the_device_once(tmp_path):
     for words in (["--device", "cpu"], ["--device=cpu"], []):
         job = tmp_path / "job.sh"
@@ -596,17 +357,3 @@ def test_a_job_file_names_the_device_once(tmp_path):
 def test_other_programs_words_in_set_are_answered_with_the_right_one(given, right):
     done = rsb("plan", "--recipe", "A3", "--model", "resnet18", "--set", given)
     assert done.exit_code == 2 and f"use {right}" in done.output
-
-
-def test_weights_are_recorded_with_their_digest_and_set_comes_after_them(tmp_path):
-    torch.manual_seed(0)
-    path = tmp_path / "resnet18.pth"
-    torch.save({"state_dict": timm.create_model("resnet18").state_dict()}, path)
-    words = ["plan", "--recipe", "A3", "--model", "resnet18", "--weights", path]
-    done = rsb(*words, "--set", "model.pretrained.head=new")
-    assert done.exit_code == 0, done.output
-    assert hashlib.sha256(path.read_bytes()).hexdigest() in done.output.replace("\n", "")
-    assert "model.pretrained.head: kept -> new" in done.output
-    path.write_bytes(b"")
-    done = rsb(*words)
-    assert done.exit_code == 2 and str(path) in done.stderr and done.stderr.count("\n") == 1

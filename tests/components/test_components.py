@@ -94,6 +94,12 @@ def page_with(kind) -> Recipe:
         others = OF_PLACES | {"task": {"name": "detection", **TASKS["detection"].example}}
     if place == "loss" and kind.compares_splits:
         others = {"augment_splits": 3, "mix": None}
+    if tag_of(kind) == "split_batch_norm":
+        others = {
+            "augment_splits": 2,
+            "mix": None,
+            "loss": {"name": "jensen_shannon", "weight": 12, "loss": {"name": "ce"}},
+        }
     if place == "lr.schedule" and kind.has_own_warmup:
         others = {"lr.warmup_epochs": None, "lr.warmup_from": None}
     return apply_overrides(page, {place: value, **others})[0]

@@ -12,7 +12,8 @@ from timm.scheduler import CosineLRScheduler
 from torch.optim import lr_scheduler
 
 from trainer.components.learning_rate import LearningRate
-from trainer.components.schedules import Cosine, StepDecay
+from trainer.components.piecewise_schedules import StepDecay
+from trainer.components.schedules import Cosine
 
 A1 = {
     "peak": 5e-3,

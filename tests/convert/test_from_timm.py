@@ -62,6 +62,7 @@ BESIDE = {
     "aug_splits": "--jsd-loss --aug-splits 2",
     "jsd_loss": "--aug-splits 3",
     "dist_bn sync_bn": "",
+    "split_bn": "--jsd-loss --aug-splits 3",
     "color_jitter color_jitter_prob": "--aa=",
     "opt_eps opt_betas": "--opt adamw",
     "patience_epochs": "--sched plateau",

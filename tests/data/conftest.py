@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer.data import index
+from trainer.data import image_folder
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,7 @@ def settle(monkeypatch):
 
     def age(root):
         # no program sets a file's change time
-        monkeypatch.setattr(index, "_FILE_SETTLED_NS", -(10**18))
+        monkeypatch.setattr(image_folder, "_FILE_SETTLED_NS", -(10**18))
         for folder, _, _ in os.walk(root):
             os.utime(folder, (1e9, 1e9))
 

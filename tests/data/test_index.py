@@ -2,31 +2,21 @@
 
 import os
 import pickle
-import pwd
 import shutil
-import tempfile
 import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from trainer.base.errors import DataError
 from trainer.data import content as contents
-from trainer.data import index
+from trainer.data import image_folder, index
 from trainer.data.dataset import open_data
 from trainer.data.datasets.builtin import FolderSet
 from trainer.data.datasets.packed import open_files
-from trainer.data.index import (
-    ARRAYS,
-    DataError,
-    Index,
-    cache_folder,
-    cache_note,
-    is_image_folder,
-    open_index,
-    store_index,
-    temporary_cache,
-)
+from trainer.data.image_folder import is_image_folder
+from trainer.data.index import ARRAYS, Index, open_index, store_index
 from trainer.data.profile import find_profile
 
 TWO_CLASSES = {"train": {"cat": 3, "dog": 2}, "val": {"cat": 1, "dog": 1}}
@@ -137,7 +127,7 @@ def test_content_is_read_once_for_settled_files(make_folder, settle, monkeypatch
     with monkeypatch.context() as watched:
         watched.setattr(contents, "content_of", lambda path: pytest.fail("read again"))
         assert content(open_index(root, "train")) == first
-    monkeypatch.setattr(index, "_FILE_SETTLED_NS", 10**12)
+    monkeypatch.setattr(image_folder, "_FILE_SETTLED_NS", 10**12)
     shutil.copytree(root, root.with_name("young"))
     found = open_index(root.with_name("young"), "train")
     assert found.state is None and content(found) == first  # not of the place, and not believed
@@ -381,36 +371,7 @@ def test_a_cache_from_before_arrays_were_listed_is_not_believed(make_folder, set
     np.save(root / "train/dog/9.npy", np.zeros((4, 5, 6), np.uint8))
     settle(root)
     with monkeypatch.context() as before:
-        before.setattr(index, "EXTENSIONS", (".jpg",))
+        before.setattr(image_folder, "EXTENSIONS", (".jpg",))
         before.setattr(index, "_LAYOUT", 1)
         assert open_index(root, "train").num_images == 5
     assert open_index(root, "train").num_images == 6
-
-
-def test_a_user_without_a_home_has_a_cache_of_its_own(tmp_path, monkeypatch):
-    def unknown(number):
-        raise KeyError(number)
-
-    for name in ("HOME", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name)
-    monkeypatch.setattr(pwd, "getpwuid", unknown)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    temporary_cache.cache_clear()
-    folder = cache_folder()
-    assert folder.parent == tmp_path and folder.stat().st_mode & 0o777 == 0o700
-    assert str(folder) in cache_note() and cache_folder() == folder
-    temporary_cache.cache_clear()
-
-
-def test_another_users_folder_is_no_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    (tmp_path / f"rsb-{os.getuid()}").symlink_to(tmp_path)
-    temporary_cache.cache_clear()
-    assert temporary_cache() not in (tmp_path, tmp_path / f"rsb-{os.getuid()}")
-    temporary_cache.cache_clear()
-
-
-def test_a_user_with_a_home_keeps_caches_there_and_is_told_nothing(tmp_path, monkeypatch):
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / ".cache" / "rsb" and not cache_note()

@@ -28,7 +28,7 @@ from trainer.data.order import _permutation, micro_batch_ids
 from trainer.data.workers import items_of
 from trainer.engine.state import TrainingState
 from trainer.engine.train import optimizer_step
-from trainer.runs.job import make_row
+from trainer.runs.row import make_row
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 1000, 70_001])

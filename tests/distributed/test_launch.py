@@ -190,10 +190,8 @@ def test_a_signal_before_there_are_ranks_starts_none(monkeypatch, capsys):
     monkeypatch.setattr(launch.logging, "disable", lambda level: None)
     with StopRequest() as stop:
         assert launch.launch(2, ["train"], stop) == 75
-    assert (
-        capsys.readouterr().out
-        == "stopped by SIGTERM before any rank was started; rerun the same command to resume\n"
-    )
+    said = capsys.readouterr().out
+    assert said.startswith("stopped by SIGTERM") and "to resume" in said and said.count("\n") == 1
 
 
 def test_what_every_rank_would_refuse_is_refused_once(tmp_path):

@@ -75,11 +75,8 @@ def test_a_signal_while_a_rank_waits_for_one_that_does_not_come_ends_both_as_sto
         late.check_in()
     assert late.end_by(caught.value) == EXIT_STOPPED
     said = capsys.readouterr()
-    assert (
-        said.out
-        == "stopped by SIGTERM before all ranks had come; rerun the same command to resume\n"
-        and said.err == ""
-    )
+    assert said.out.startswith("stopped by SIGTERM") and "to resume" in said.out
+    assert said.out.count("\n") == 1 and said.err == ""
 
 
 def test_a_signal_while_nobody_keeps_the_meeting_point_is_a_stop(board):

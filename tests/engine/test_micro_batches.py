@@ -28,7 +28,7 @@ from trainer.engine.precise_norm import StepStatistics
 from trainer.engine.state import TrainingState
 from trainer.models.parts.norm_layers import EstimatedBatchNorm2d, GhostBatchNorm2d
 from trainer.recipe.plan import make_plan
-from trainer.runs.job import deviation_of_memory
+from trainer.runs.row import deviation_of_memory
 
 # smooth, and without draws on the device: what is left between two ways to cut a step is rounding
 SMOOTH = (

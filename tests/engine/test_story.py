@@ -17,11 +17,11 @@ from PIL import Image
 from rich.console import Console
 
 from support.plans import small_plan, small_set
+from trainer.base.errors import DataError
 from trainer.base.exits import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED
 from trainer.base.settings import make_settings
 from trainer.base.signals import StopRequest
 from trainer.data.dataset import open_data
-from trainer.data.index import DataError
 from trainer.data.transforms import autocast, normalize
 from trainer.engine import train
 from trainer.engine.evaluate import evaluate, evaluate_all
@@ -29,9 +29,9 @@ from trainer.engine.state import Progress, Timer, TrainingState, algorithms_kept
 from trainer.models.build import build_model
 from trainer.runs.export import weights_digest
 from trainer.runs.job import Job, plan_of, run_job
+from trainer.runs.plan_lines import batch_line, growth_line
 from trainer.runs.rescore import rescore
 from trainer.runs.results import read_row
-from trainer.runs.summary import batch_line, growth_line
 from trainer.tasks import task_of
 
 

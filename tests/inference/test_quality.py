@@ -13,10 +13,10 @@ from statsmodels.stats.proportion import proportion_confint
 from timm.data import create_transform
 
 from support.commands import rsb
+from trainer.base.errors import DataError
 from trainer.base.settings import make_settings
 from trainer.base.stats import wilson_pct
 from trainer.data.decode import BadImage
-from trainer.data.index import DataError
 from trainer.data.workers import Watch
 from trainer.inference.classifier import ImageFacts, of_weights, shown_otherwise
 from trainer.inference.images import find_labelled, labelled_batches

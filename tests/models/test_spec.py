@@ -32,7 +32,8 @@ from trainer.models.spec import PARTS, Model
 from trainer.recipe import check
 from trainer.recipe.tree import plain
 from trainer.runs.export import export_model, is_timms
-from trainer.runs.job import Job, write_plan
+from trainer.runs.job import Job
+from trainer.runs.plan_file import write_plan
 from trainer.runs.run_folder import open_model
 
 
@@ -50,6 +51,11 @@ def plan_with(case, family):
     sizes = f"drop_path=0.05 image.train_px={IMAGE_PX} image.test_px={IMAGE_PX} "
     sizes += "batch.images=64 batch.norm_images=64"
     text = f"{sizes} '{written(case)}'"
+    if "split_batch_norm" in text:
+        text += (
+            " augment_splits=2 'augment=[{name: random_resized_crop, area: [0.08, 1.0], aspect: [0.75, 1.3333333333333333], interpolation: bilinear}, {name: grayscale, share: 0.2}]'"
+            " 'loss={name: jensen_shannon, weight: 12, loss: {name: ce}}'"
+        )
     return small_plan(PAGE, model=family, overrides=text), text
 
 
@@ -248,6 +254,7 @@ LAYERS = {
     "BlockDropout": (lambda kind: kind(0.2, 2), FEATURES),
     "ChannelsLast": (lambda kind: kind(nn.GroupNorm(1, 3)), FEATURES),
     "GhostBatchNorm2d": (lambda kind: kind(4, 2, 1e-5, 0.1), FEATURES),
+    "SplitBatchNorm2d": (lambda kind: kind(4, 2, 1e-5, 0.1), FEATURES),
     "EstimatedBatchNorm2d": (lambda kind: kind(4, 1e-5, 0.1), FEATURES),
     "BatchChannelNorm2d": (lambda kind: kind(4, 2, 1e-5, 0.1, "batch"), FEATURES),
     "_GroupNorm": (lambda kind: kind(2, 4), FEATURES),  # on a CPU in float64: the reference's pass

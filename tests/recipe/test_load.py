@@ -285,10 +285,7 @@ def test_files_that_are_no_pages_are_refused(tmp_path, monkeypatch):
         return str(error.value)
 
     Path("folder.yaml").mkdir()
-    assert (
-        said("folder.yaml")
-        == "folder.yaml:1: is a folder, not a recipe; give the path of a .yaml file"
-    )
+    assert said("folder.yaml").startswith("folder.yaml:1: is a folder")
     assert said("absent.yaml").startswith("absent.yaml:1: is no file")
     assert said("large.yaml", b"#" * (256 * 1024 + 1)).startswith(
         "large.yaml:1: 262145 bytes; a recipe holds at most"

@@ -379,6 +379,24 @@ def test_one_virtual_batch_in_a_micro_batch_is_refused(norm_images, images, word
 
 
 @pytest.mark.parametrize(
+    ("splits", "words"), [(3, None), (2, "model.norm.splits=3"), (None, "augment_splits=3")]
+)
+def test_a_norm_for_each_split_wants_as_many_splits(splits, words):
+    """The norm has 3, or 2 where the images have 3."""
+    number = splits or 3
+    text = f"'model.norm={{name: split_batch_norm, splits: {number}, momentum: 0.1, eps: 1.0e-5}}'"
+    if splits:
+        loss = "'loss={name: jensen_shannon, weight: 12, loss: {name: ce}}'"
+        text += f" augment_splits=3 mix=null repeats=null {loss}"
+    if words is None:
+        assert small_plan("A3", overrides=text).recipe.model.norm.splits == 3
+        return
+    with pytest.raises(PlanError) as refused:
+        small_plan("A3", overrides=text)
+    assert words in refused.value.hint and refused.value.path == ("model", "norm", "splits")
+
+
+@pytest.mark.parametrize(
     "norm", ["{name: no_norm}", "{name: instance_norm, eps: 1.0e-5, affine: false}"]
 )
 def test_a_start_at_zero_needs_a_gamma(norm):

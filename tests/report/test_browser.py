@@ -219,6 +219,13 @@ def test_the_runs_fit_a_window_of_1280_pixels(browser, pages, path):
         assert tab.js(f"{box}.scrollWidth - {box}.clientWidth") <= 0
 
 
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+def test_no_committed_page_is_wider_than_a_phone(browser, path):
+    with browser.open(path, width_px=390) as tab:
+        open_folded(tab)
+        assert tab.js("document.documentElement.scrollWidth") == 390
+
+
 @pytest.mark.parametrize("width_px", [360, 390, 900, 1280, 1920])
 def test_no_page_is_wider_than_its_window_and_no_text_too_small(browser, pages, width_px):
     with browser.open(pages["study"], width_px=width_px) as tab:

@@ -12,8 +12,8 @@ from trainer.ablation.cells import plan_of_cell
 from trainer.ablation.failures import store_failure
 from trainer.ablation.questions import CACHE_VERSION, open_question
 from trainer.ablation.spec import load_ablation
+from trainer.base.cache import cache_folder
 from trainer.base.errors import UserError
-from trainer.data.index import cache_folder
 from trainer.report import rows
 from trainer.report.rows import errors_in, find_rows, open_table, stored_rows, stores_of
 from trainer.report.tables import METRICS

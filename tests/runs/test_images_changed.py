@@ -12,12 +12,12 @@ from rich.console import Console
 
 from support.commands import rsb
 from support.plans import small_set
+from trainer.base.errors import DataError
 from trainer.base.exits import EXIT_DONE, EXIT_STOPPED
 from trainer.base.settings import make_settings
 from trainer.base.signals import StopRequest
 from trainer.data.dataset import open_data
 from trainer.data.decode import BadImage
-from trainer.data.index import DataError
 from trainer.data.profile import find_profile
 from trainer.runs.job import Job, plan_of, run_job
 from trainer.runs.verify import scores_check

@@ -18,8 +18,10 @@ from trainer.base.signals import StopRequest
 from trainer.engine.state import TrainingState
 from trainer.recipe import tree
 from trainer.recipe.plan import PlanError
-from trainer.runs.job import Job, deviation_of_head, plan_of, run_job, run_name, write_plan
+from trainer.runs.job import Job, plan_of, run_job, run_name
+from trainer.runs.plan_file import write_plan
 from trainer.runs.results import store_row
+from trainer.runs.row import deviation_of_head
 from trainer.runs.run_folder import recipe_of
 
 

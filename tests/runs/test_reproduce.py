@@ -14,9 +14,11 @@ from trainer.ablation.spec import load_ablation
 from trainer.base import provenance
 from trainer.base.errors import UserError
 from trainer.recipe import tree
-from trainer.runs.job import Job, deviation_rows, plan_of, write_plan
+from trainer.runs.job import Job, plan_of
+from trainer.runs.plan_file import write_plan
 from trainer.runs.reproduce import data_reasons, plan_again, same_cell, verdict
 from trainer.runs.results import RowDeviation, read_row, store_row
+from trainer.runs.row import deviation_rows
 from trainer.runs.run_folder import recipe_of
 
 FINGERPRINT = "f" * 64

@@ -17,7 +17,8 @@ from trainer.engine.evaluate import evaluate
 from trainer.recipe.plan import PlanError
 from trainer.runs import summary as show
 from trainer.runs.export import is_timms, weights_digest
-from trainer.runs.job import Job, plan_of, run_job, write_plan
+from trainer.runs.job import Job, plan_of, run_job
+from trainer.runs.plan_file import write_plan
 from trainer.runs.run_folder import open_model, plan_of_run
 
 CHANGED = (

@@ -14,6 +14,7 @@ from trainer.base.settings import make_settings
 from trainer.data.profile import majority_pct
 from trainer.runs import summary
 from trainer.runs.job import Job, plan_of
+from trainer.runs.plan_notes import scaling_note
 from trainer.tasks import task_of
 
 PRETRAINED = f"epochs=1 model.pretrained={{file: a.safetensors, sha256: {'a' * 64}}}"
@@ -134,6 +135,6 @@ def test_a_rate_that_was_made_for_another_batch_is_noted(overrides, is_noted):
     """A profile's batch too: A3 has no rule, and 0.008 is for 2,048 images."""
     out = Console(file=io.StringIO(), width=200)
     job = Job("A3", "resnet18", overrides=overrides)
-    summary.scaling_note(out, plan_of(job))
+    scaling_note(out, plan_of(job))
     text = out.file.getvalue()
     assert bool(text) == is_noted and ("2,048" in text and "lr-find" in text) == is_noted

@@ -42,7 +42,8 @@ from trainer.recipe.shipped import recipe_paths
 from trainer.report.compare import row_differences
 from trainer.report.curves import read_curves
 from trainer.runs.checkpoint import load_checkpoint, save_checkpoint
-from trainer.runs.job import Job, plan_of, write_plan
+from trainer.runs.job import Job, plan_of
+from trainer.runs.plan_file import write_plan
 from trainer.runs.results import read_row, row_path, rows_folder
 from trainer.runs.run import TrainingRun
 from trainer.runs.run_folder import plan_of_run

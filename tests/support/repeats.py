@@ -5,7 +5,8 @@ import functools
 from support.plans import small_set
 from support.rows import ROW
 from trainer.ablation.cell_run import Repeat, Shared
-from trainer.runs.job import Job, deviation_rows, plan_of
+from trainer.runs.job import Job, plan_of
+from trainer.runs.row import deviation_rows
 
 
 @functools.cache

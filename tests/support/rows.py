@@ -1,7 +1,7 @@
 """Rows for tests, made by hand."""
 
-from trainer.runs.job import deviation_rows
 from trainer.runs.results import Row
+from trainer.runs.row import deviation_rows
 
 ROW = Row(
     run="A1.v1-resnet50-digits-s0-abcdef", recipe="A1", version=1, digest="0" * 12,

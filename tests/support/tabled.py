@@ -6,7 +6,7 @@ from support.rows import ROW
 from trainer.ablation.cells import Cell, plan_of_cell
 from trainer.ablation.questions import Question
 from trainer.report.tables import METRICS, Table, summarize
-from trainer.runs.job import deviation_rows
+from trainer.runs.row import deviation_rows
 
 SEEDS = (0, 1, 2)
 

@@ -14,7 +14,7 @@ from support.masked import (
     write_recipe,
     write_tables,
 )
-from trainer.base.errors import UserError
+from trainer.base.errors import DataError, UserError
 from trainer.base.settings import make_settings
 from trainer.components.crops import Flip, ScaleCrop
 from trainer.data.check import check_data
@@ -22,7 +22,6 @@ from trainer.data.content import content_digest
 from trainer.data.dataset import open_data
 from trainer.data.datasets.layouts import layout_of
 from trainer.data.decode import BadImage
-from trainer.data.index import DataError
 from trainer.data.profile import find_profile
 from trainer.runs.job import Job, plan_of
 from trainer.tasks.segmentation.masks import moved_mask, read_classes

@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 
 from support.packing import write_tar
 from support.plans import small_plan
+from trainer.base.errors import DataError
 from trainer.base.settings import make_settings
 from trainer.cli.main import app
 from trainer.data.dataset import open_data
-from trainer.data.index import DataError
 from trainer.data.profile import find_profile
 from trainer.tools.bench import (
     Rate,

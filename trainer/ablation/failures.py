@@ -43,6 +43,7 @@ def cell_folder(runs: Path, key: str) -> Path:
 
 
 def failure_path(runs: Path, key: str) -> Path:
+    """The file of a failure of one key."""
     return cell_folder(runs, key) / "failure.json"
 
 

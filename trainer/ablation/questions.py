@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer.ablation.cells import Cell, plan_of_cell
+from trainer.base.cache import cache_folder
 from trainer.base.disk import write_atomically
 from trainer.base.json_text import json_file
 from trainer.base.provenance import package_version, shipped_folder
-from trainer.data.index import cache_folder
 from trainer.recipe.identity import RunIdentity
 from trainer.recipe.profiles import PROFILES
 

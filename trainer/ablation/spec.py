@@ -139,6 +139,7 @@ class Ablation:
 
 
 def ablations_folder() -> Path:
+    """The folder of the ablations that come with the suite."""
     return shipped_folder("ablations")
 
 
@@ -183,7 +184,7 @@ def load_ablation(source: Path | str) -> Ablation:
 
 
 def _named(page: AblationPage, path: Path, positions: Positions) -> AblationPage:
-    """The page with its file's name. Raises ConfigError where it has another, or cannot have it."""
+    """The same with its file's name. Raises ConfigError where it has another, or cannot have it."""
     if page.name and page.name != path.stem:
         raise positions.error(
             ("name",), f"name is {page.name}, but the file is {path.name}", "rename one of them"
@@ -202,7 +203,7 @@ class _Start:
     for all of them.
     """
 
-    page: Recipe
+    original: Recipe
     adapted: Recipe
     deviations: tuple[Deviation, ...]
     digest: str
@@ -219,9 +220,9 @@ class _Start:
 
 
 def _start(recipe: str, model: str, data: str, profile: Profile) -> _Start:
-    page, _, adapted, deviations = resolve(Job(recipe, model, data), profile)
-    digest = (published_recipe(page) or page).for_model(model).digest
-    return _Start(page.for_model(model), adapted, deviations, digest, model, profile)
+    original, _, adapted, deviations = resolve(Job(recipe, model, data), profile)
+    digest = (published_recipe(original) or original).for_model(model).digest
+    return _Start(original.for_model(model), adapted, deviations, digest, model, profile)
 
 
 def _groups(
@@ -301,7 +302,7 @@ def _cells(
             _check_budget(page, positions, variant)
             try:
                 start = starts[recipe] = starts.get(recipe) or _start(recipe, model, data, profile)
-                shorter = budget_lines(page.budget, start.page, start.adapted, profile)
+                shorter = budget_lines(page.budget, start.original, start.adapted, profile)
                 text = overrides_text(variant.over(put_over(shorter, page.set)))
                 plan = start.plan(text, page.seeds[0])
             except UserError as error:

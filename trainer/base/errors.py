@@ -105,6 +105,10 @@ class PlanError(UserError):
     """The recipe, the data set and the machine do not fit together."""
 
 
+class DataError(UserError):
+    """A dataset is missing, damaged, or does not match its profile."""
+
+
 def one_line(text: str) -> str:
     """Text as the one line of an error: printable, and of what was given at most 200 characters.
 

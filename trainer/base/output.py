@@ -25,6 +25,7 @@ class Output:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
+        """As of a stream; once one has failed, what is written goes nowhere."""
         try:
             return self._stream.write(text)
         except OSError as error:
@@ -32,6 +33,7 @@ class Output:
             return len(text)
 
     def flush(self) -> None:
+        """As of a stream, likewise."""
         try:
             self._stream.flush()
         except OSError as error:

@@ -128,15 +128,7 @@ def make_settings(
     import torch  # seconds, which commands that only check their options need not wait for
 
     micro_batch = "recipe" if micro_batch == "page" else micro_batch  # its name before
-    if micro_batch not in MICRO_BATCHES:
-        raise UserError(
-            f"micro_batch={micro_batch}: unknown{did_you_mean(micro_batch, MICRO_BATCHES)}; valid:"
-            " recipe, auto"
-        )
-    check_loader(loader)
-    _check_word("stop_if", stop_if, STOP_REASONS)
-    _check_word("debug", debug, DEBUG_KINDS)
-    _check_word("keep", keep, KEPT_WEIGHTS)
+    _check_words(micro_batch, loader, stop_if, debug, keep)
     if debug and (compile or cuda_graphs):
         raise UserError(
             "debug=nan: looks at every layer, which compile=1 and cuda_graphs=1 join into one; use"
@@ -144,11 +136,7 @@ def make_settings(
         )
     trackers = trackers_of(track)
     _check_counts(eval_every=eval_every, eval_batch=eval_batch, log_every=log_every)
-    if compile and activation_checkpointing:
-        raise UserError(
-            "compile=1 activation_checkpointing=1: each changes how a pass runs; use one of the two"
-        )
-    _check_compile_mode(compile_mode, compile)
+    _check_compile(compile, compile_mode, activation_checkpointing)
     device = resolve_device(device)
     kind = kind_of(device)
     if cuda_graphs:
@@ -186,6 +174,19 @@ def make_settings(
     )
 
 
+def _check_words(micro_batch: str, loader: str, stop_if: str, debug: str, keep: str) -> None:
+    """Refuse what is in none of the lists above. Raises UserError."""
+    if micro_batch not in MICRO_BATCHES:
+        raise UserError(
+            f"micro_batch={micro_batch}: unknown{did_you_mean(micro_batch, MICRO_BATCHES)}; valid:"
+            " recipe, auto"
+        )
+    check_loader(loader)
+    _check_word("stop_if", stop_if, STOP_REASONS)
+    _check_word("debug", debug, DEBUG_KINDS)
+    _check_word("keep", keep, KEPT_WEIGHTS)
+
+
 def _check_word(name: str, value: str, valid: tuple[str, ...]) -> None:
     """Refuse a value outside a list; none is valid. Raises UserError."""
     if value and value not in valid:
@@ -201,7 +202,11 @@ def _check_counts(**given: int) -> None:
             raise UserError(f"{name}={value}: below 1", f"use {name}=1 or more")
 
 
-def _check_compile_mode(mode: str, is_compiled: bool) -> None:
+def _check_compile(is_compiled: bool, mode: str, is_checkpointing: bool) -> None:
+    if is_compiled and is_checkpointing:
+        raise UserError(
+            "compile=1 activation_checkpointing=1: each changes how a pass runs; use one of the two"
+        )
     if mode not in COMPILE_MODES:
         raise UserError(
             f"compile_mode={mode}: unknown{did_you_mean(mode, COMPILE_MODES)}; valid:"

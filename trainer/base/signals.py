@@ -77,6 +77,7 @@ class StopRequest:
 
     @property
     def is_requested(self) -> bool:
+        """Has a signal come?"""
         return self.signal_name is not None
 
     def check(self, after_s: float = 0.0) -> None:

@@ -17,50 +17,57 @@ from trainer.cli import options
 from trainer.cli.options import app, user_errors
 
 _BACKENDS = ("here", "ray")
+AblationName = Annotated[
+    str, typer.Option(help="An ablation: a name in ablations/, or a path to a .yaml file.")
+]
+Jobs = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Runs at a time; default: one per GPU, one without GPUs, on Ray what fits.",
+    ),
+]
+NumGpus = Annotated[
+    int | None, typer.Option(min=0, help="GPUs to use, one for each run; default: all.")
+]
+Retries = Annotated[int, typer.Option(min=0, help="How often to retry a failed run.")]
+FailFast = Annotated[
+    bool, typer.Option("--fail-fast/--no-fail-fast", help="Stop at the first failure.")
+]
+Backend = Annotated[str, typer.Option(help="Backend: here (this machine), or ray.")]
+Address = Annotated[
+    str,
+    typer.Option(help="Address of the Ray cluster: auto, a URL, or local to start one here."),
+]
+PerCell = Annotated[
+    str,
+    typer.Option(
+        "--per-cell",
+        "--per_cell",
+        help='Ray resources of each run: "cpus=4 gpus=1 memory_gib=8".',
+    ),
+]
+Store = Annotated[str, typer.Option(help="Folder of the stored rows, or a URL that fsspec opens.")]
 
 
 @app.command()
 @user_errors
 def ablate(
-    ablation: Annotated[
-        str, typer.Option(help="An ablation: a name in ablations/, or a path to a .yaml file.")
-    ],
-    jobs: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Runs at a time; default: one per GPU, one without GPUs, on Ray what fits.",
-        ),
-    ] = None,
-    gpus: Annotated[
-        int | None, typer.Option(min=0, help="GPUs to use, one for each run; default: all.")
-    ] = None,
-    retries: Annotated[int, typer.Option(min=0, help="How often to retry a failed run.")] = 0,
-    fail_fast: Annotated[
-        bool, typer.Option("--fail-fast/--no-fail-fast", help="Stop at the first failure.")
-    ] = False,
-    on: Annotated[str, typer.Option(help="Backend: here (this machine), or ray.")] = "here",
-    address: Annotated[
-        str,
-        typer.Option(help="Address of the Ray cluster: auto, a URL, or local to start one here."),
-    ] = "auto",
-    per_cell: Annotated[
-        str,
-        typer.Option(
-            "--per-cell",
-            "--per_cell",
-            help='Ray resources of each run: "cpus=4 gpus=1 memory_gib=8".',
-        ),
-    ] = "",
+    ablation: AblationName,
+    jobs: Jobs = None,
+    gpus: NumGpus = None,
+    retries: Retries = 0,
+    fail_fast: FailFast = False,
+    on: Backend = "here",
+    address: Address = "auto",
+    per_cell: PerCell = "",
     data_dir: options.DataDir = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     workers: options.Workers = "auto",
     checkpoint_s: options.CheckpointS = 60.0,
     runs: options.Runs = Path("runs"),
-    results: Annotated[
-        str, typer.Option(help="Folder of the stored rows, or a URL that fsspec opens.")
-    ] = "results",
+    results: Store = "results",
     test_px: options.TestSizes = "",
     track: options.Track = "",
     plugins: options.PluginFiles = "",

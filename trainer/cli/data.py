@@ -66,14 +66,29 @@ def split(
     again: Annotated[
         bool, typer.Option(help="Make a split that is there anew: images came or went.")
     ] = False,
+    train_split: Annotated[
+        str,
+        typer.Option(
+            "--train-split",
+            "--train_split",
+            help="The folder of <data> that is the training split, where it is not called train/.",
+        ),
+    ] = "",
+    val_split: Annotated[
+        str,
+        typer.Option(
+            "--val-split", "--val_split", help="Likewise of validation: not val/, validation/ ..."
+        ),
+    ] = "",
 ) -> None:
-    """Make train/ and val/, of links, of a folder of class folders, or of a table of paths and
-    labels. An image's split is the table's, or depends on the names in its class alone, so that the
-    same images are split in the same way everywhere.
+    """Make train/ and val/, of links, of a folder of class folders, of one whose splits are called
+    otherwise, or of a table of paths and labels. An image's split is the folder's or the table's,
+    or depends on the names in its class alone, so that the same images are split in the same way
+    everywhere.
     """
     from trainer.cli.split_data import split_data  # numpy: only once options are parsed
 
-    split_data(data, out, share, again)
+    split_data(data, out, share, again, train_split, val_split)
 
 
 @app.command("data")

@@ -15,7 +15,7 @@ from trainer.cli.inference_commands import Asked, num_classes_of
 from trainer.data.decode import BadImage
 from trainer.data.workers import Watch
 from trainer.inference.classifier import Classifier
-from trainer.inference.export.calibration import chosen, inputs_of, rights
+from trainer.inference.export.calibration import calibration_images, calibration_inputs, rights
 from trainer.inference.export.card import model_card
 from trainer.inference.export.compare import NUM_DRAWN, drawn_batches, ran_by
 from trainer.inference.export.formats import Format, format_of
@@ -39,6 +39,7 @@ class Photos:
     check: Callable[[], None]
 
     def paths(self) -> tuple[Path, ...]:
+        """The images asked for, found at any depth; none where none were."""
         return find_images(self.images) if self.images else ()
 
 
@@ -66,8 +67,8 @@ def export(
     out = out or default_folder(classifier, folder) / name
     check_folder(out, form, again)
     console, paths = summary.console(), photos.paths()
-    calibrated_on = chosen(paths) if int8 else ()
-    calibration = inputs_of(classifier, calibrated_on, settings, photos.check)
+    calibrated_on = calibration_images(paths) if int8 else ()
+    calibration = calibration_inputs(classifier, calibrated_on, settings, photos.check)
     batches = partial(_pixels, paths, classifier, photos, settings)
     card = model_card(folder) if folder else None
     with summary.progress(console, "images", len(paths) or NUM_DRAWN) as each:

@@ -33,6 +33,31 @@ Crop = Annotated[
 Interpolation = Annotated[
     str, typer.Option(help="bicubic, bilinear or bilinear_no_antialias; default: the model's.")
 ]
+DataFolder = Annotated[
+    str,
+    typer.Option(help="A folder of class folders; default: the run's own validation images."),
+]
+Page = Annotated[
+    Path | None,
+    typer.Option(help="Folder for a page on classes, confusions, calibration, worst images."),
+]
+Real = Annotated[
+    Path | None,
+    typer.Option(help="ReaL's real.json: a score of ImageNet's val by its labels too."),
+]
+AmongPresent = Annotated[
+    bool,
+    typer.Option(
+        "--among-present",
+        "--among_present",
+        help="Only the classes that the data has may be answered, as ImageNet-A and -R ask.",
+    ),
+]
+Flip = Annotated[bool, typer.Option(help="Also ask about each image mirrored.")]
+Knn = Annotated[
+    int | None,
+    typer.Option(min=1, help="Score its features by so many nearest training images (20)."),
+]
 
 
 @importing()
@@ -88,31 +113,12 @@ def evaluate(
     run: Run = "",
     model: Model = "",
     weights: WeightsFile = "",
-    data: Annotated[
-        str,
-        typer.Option(help="A folder of class folders; default: the run's own validation images."),
-    ] = "",
-    page: Annotated[
-        Path | None,
-        typer.Option(help="Folder for a page on classes, confusions, calibration, worst images."),
-    ] = None,
-    real: Annotated[
-        Path | None,
-        typer.Option(help="ReaL's real.json: a score of ImageNet's val by its labels too."),
-    ] = None,
-    among_present: Annotated[
-        bool,
-        typer.Option(
-            "--among-present",
-            "--among_present",
-            help="Only the classes that the data has may be answered, as ImageNet-A and -R ask.",
-        ),
-    ] = False,
-    flip: Annotated[bool, typer.Option(help="Also ask about each image mirrored.")] = False,
-    knn: Annotated[
-        int | None,
-        typer.Option(min=1, help="Score its features by so many nearest training images (20)."),
-    ] = None,
+    data: DataFolder = "",
+    page: Page = None,
+    real: Real = None,
+    among_present: AmongPresent = False,
+    flip: Flip = False,
+    knn: Knn = None,
     batch: Batch = 128,
     test_px: TestPx = "",
     crop: Crop = None,

@@ -23,6 +23,7 @@ from trainer.models.trained import given_weights
 from trainer.recipe.plan import check_settings
 from trainer.runs import summary as show
 from trainer.runs.job import Job, plan_of
+from trainer.runs.plan_notes import warmup_note
 from trainer.runs.run import ALONE_S
 from trainer.runs.start import say
 
@@ -79,7 +80,7 @@ def _find(
     if ranks.is_first:
         check_writable("runs", setup.settings.runs)
     output.print_plan_head(out, setup)
-    show.warmup_note(out, setup.plan)
+    warmup_note(out, setup.plan)
     if (setup.settings.runs / setup.name / "suggestion.json").exists() and not job.again:
         out.print(f"{setup.name} has a result already; use again=1 to rerun it", markup=False)
     keep_freed_memory()

@@ -32,6 +32,7 @@ from trainer.report.tables import METRICS, summarize
 from trainer.report.tables import Table as TableOfRows
 from trainer.runs import summary as show
 from trainer.runs.chance import chance_warning
+from trainer.runs.plan_notes import FEWEST_FULL_STEPS, num_full_steps
 from trainer.runs.results import Row
 
 MAX_DIFFERENCES = 8  # listed in a cell's line; two recipes may differ in dozens
@@ -188,8 +189,8 @@ def print_group(
 
 def expectations(cells: Sequence[Cell], rows: Sequence[Row]) -> Iterator[str]:
     """What the scores of cells will not show, and those of their rows do not."""
-    worths = [show.num_full_steps(cell.planned) for cell in cells]
-    known = [worth for worth in worths if worth is not None and worth < show.FEWEST_FULL_STEPS]
+    worths = [num_full_steps(cell.planned) for cell in cells]
+    known = [worth for worth in worths if worth is not None and worth < FEWEST_FULL_STEPS]
     if len(known) == len(cells):
         yield (
             f"note: expect about chance in every cell: its steps are worth {max(known):.2g} at most"

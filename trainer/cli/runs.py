@@ -75,21 +75,10 @@ def train(
         trackers_of(track)
         sizes_of(test_px)
         commands = _commands()
-        given = commands.given_weights(weights, model, runs)
+        overrides, given = with_runs(set_, runs), commands.given_weights(weights, model, runs)
+        asked = recipe, model, data, data_dir, seed, overrides, bad_images, again, ablation, cell
         code = commands.train_job(
-            commands.Job(
-                recipe,
-                model,
-                data,
-                data_dir,
-                seed,
-                with_runs(set_, runs),
-                bad_images,
-                again,
-                ablation,
-                cell,
-                weights=given,
-            ),
+            commands.Job(*asked, weights=given),
             device,
             {
                 "precision": precision,

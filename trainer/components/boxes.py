@@ -15,6 +15,7 @@ NUM_ATTEMPTS = 10  # torchvision's and timm's, in both uses
 
 
 def ascending(pair: tuple[float, float]) -> tuple[float, float]:
+    """The pair as it is. Raises ValueError where it falls."""
     if pair[0] > pair[1]:
         raise ValueError(f"{list(pair)} runs downwards; write the smaller number first")
     return pair

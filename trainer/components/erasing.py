@@ -20,7 +20,7 @@ from trainer.components.boxes import (
     drawn_start,
     first_fitting,
 )
-from trainer.components.schedules import NumEpochs, until_epochs_in
+from trainer.components.epochs import NumEpochs, until_epochs_in
 from trainer.components.transfer import on
 
 

@@ -10,10 +10,12 @@ from typing import Annotated, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
+import trainer.components.piecewise_schedules  # noqa: F401  a recipe may name one
 from trainer.base.component import NonNegative, Positive, Share, StrictModel
 from trainer.base.errors import ConfigError
 from trainer.base.streams import uniforms
-from trainer.components.schedules import NumEpochs, Schedule
+from trainer.components.epochs import NumEpochs
+from trainer.components.schedules import Schedule
 
 _ABOUT_WARMUP = ("warmup_ends_at_peak", "warmup_holds", "warmup_multiplies", "warmup_updated")
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trainer.base.component import Component
 from trainer.base.streams import uniforms
-from trainer.components.schedules import NumEpochs, until_epochs_in
+from trainer.components.epochs import NumEpochs, until_epochs_in
 from trainer.components.transfer import on
 
 Alpha = Annotated[float, Field(gt=0, le=100)]
@@ -186,6 +186,7 @@ class Mixing(Component):
         return self.of_images(images, mix), self.of_targets(targets, mix)
 
     def of_images(self, images: Tensor, mix: Mix | MixOfEach) -> Tensor:
+        """Images [B, C, H, W] float: blended with their partners, or with a box of theirs."""
         if isinstance(mix, MixOfEach):
             return self._images_of_each(images, mix)
         if mix.box is None:
@@ -206,6 +207,7 @@ class Mixing(Component):
         return mixed
 
     def of_targets(self, targets: Tensor, mix: Mix | MixOfEach) -> Tensor:
+        """Targets [B, K] float, mixed: each counts by its share of the image."""
         if isinstance(mix, MixOfEach):
             return _blended_by(targets, self._partners(targets), mix.shares)
         return self._blended(targets, mix.share)
@@ -233,6 +235,7 @@ class UnitMixes:
 
     @property
     def own_rows(self) -> np.ndarray:
+        """[N] int, the rows of the images that are trained on here."""
         rows = np.arange(self.num_images)
         return rows if self.own is None else np.concatenate([rows[each] for each in self.own])
 

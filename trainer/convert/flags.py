@@ -82,9 +82,11 @@ class Args:
         return key in self._flags
 
     def is_given(self, key: str) -> bool:
+        """Does the command itself give this flag a value?"""
         return key in self.given
 
     def label(self, key: str) -> str:
+        """The flag as its program spells it, such as `--lr`."""
         return self._flags[key].label
 
     def written(self, key: str) -> str:

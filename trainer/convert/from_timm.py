@@ -306,8 +306,14 @@ def _put_model(draft: Draft) -> None:
         if args[key]:
             draft.put(path, args[key])
     norm = {"momentum": args["bn_momentum"], "eps": args["bn_eps"]}
-    if any(value is not None for value in norm.values()):
+    splits = draft.values.get("augment_splits")
+    if args["split_bn"] and not splits:
+        draft.lose("split_bn", "a BatchNorm for each part of a batch that has no augment_splits")
+    if args["split_bn"] and splits:
+        draft.put("model.norm", {"name": "split_batch_norm", "splits": splits}, "split_bn")
+    elif any(value is not None for value in norm.values()):
         draft.put("model.norm", {"name": "batch_norm", "affine": True})
+    if "norm" in draft.values.get("model", {}):
         for key, default in (("momentum", 0.1), ("eps", 1e-5)):
             draft.put(f"model.norm.{key}", default if norm[key] is None else norm[key])
             if norm[key] is None:

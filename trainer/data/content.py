@@ -44,6 +44,11 @@ def content_digest(images: ImageSet) -> Iterator[str | None]:
         yield images.facts.content if isinstance(images, BetonSet) else images.fingerprint
 
 
+def differ(before: str | None, now: str | None) -> bool:
+    """Are two contents known, and not the same?"""
+    return bool(before and now and before != now)
+
+
 def _digest_of_files(index: Index) -> Iterator[str | None]:
     """A file that cannot be read counts as no bytes: training finds it."""
     record = _record_of(index)

@@ -70,6 +70,7 @@ class OpenedData:
 
     @property
     def classes(self) -> tuple[str, ...]:
+        """The classes' names, in the order of their labels."""
         return self.train.classes
 
     @property

@@ -26,9 +26,9 @@ from PIL import Image, UnidentifiedImageError
 from torch.nn import functional
 
 from trainer.base.disk import why
+from trainer.base.errors import DataError
 from trainer.base.signals import Stopped
 from trainer.components.crops import CropMode, evaluation_geometry
-from trainer.data.index import DataError
 
 NO_ANTIALIAS = -1  # bilinear, without the smoothing that is part of PIL's own filters
 RESAMPLING = {

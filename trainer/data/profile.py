@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from trainer.base.commands import command, quoted
-from trainer.base.errors import ConfigError, UserError
+from trainer.base.errors import ConfigError, DataError, UserError
 from trainer.data.datasets.beton import BetonSet, has_betons, open_beton
 from trainer.data.datasets.layouts import layout_of, profile_name
 from trainer.data.datasets.packed import holds_files, open_files
 from trainer.data.datasets.split import TABLES, split_name
-from trainer.data.index import DataError, Index
+from trainer.data.index import Index
 from trainer.recipe.load import load_yaml
 from trainer.recipe.profiles import (
     IMAGENET_MEAN,

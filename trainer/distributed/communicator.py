@@ -47,6 +47,7 @@ class Ranks:
 
     @property
     def is_alone(self) -> bool:
+        """Is it the only rank?"""
         return self.world_size == 1
 
     @property

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from trainer.base.cache import cache_folder, cache_note
 from trainer.base.errors import UserError
-from trainer.data.index import cache_folder, cache_note
 from trainer.models.parts.norm_layers import StepNorm
 
 if TYPE_CHECKING:  # two seconds of importing

@@ -10,9 +10,9 @@ import torch
 
 from trainer.base import streams
 from trainer.base.commands import command
+from trainer.base.errors import DataError
 from trainer.base.signals import Stopped, StoppedAlone
 from trainer.data.dataset import OpenedData
-from trainer.data.index import DataError
 from trainer.distributed.communicator import Ranks
 from trainer.engine.evaluate import evaluate, evaluate_all
 from trainer.engine.micro_batches import (

@@ -15,11 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from trainer.base.commands import command
-from trainer.base.errors import did_you_mean
+from trainer.base.errors import DataError, did_you_mean
 from trainer.data.datasets.builtin import ImageSet
 from trainer.data.datasets.members import read_image
 from trainer.data.decode import BadImage, evaluation_square, stack_squares
-from trainer.data.index import EXTENSIONS, DataError, is_image_folder
+from trainer.data.image_folder import EXTENSIONS, is_image_folder
 from trainer.data.transforms import fill_of
 from trainer.data.workers import Watch, items_of
 from trainer.inference.classifier import ImageFacts
@@ -43,9 +43,11 @@ class LabelledImages:
     labels: np.ndarray
 
     def name(self, place: int) -> str:
+        """The path of the image at a place."""
         return str(self.paths[place])
 
     def picture(self, place: int) -> Image.Image | None:
+        """The image at a place in RGB; None where it cannot be shown."""
         return picture_of(partial(read_image, self.paths[place]))
 
 
@@ -56,10 +58,12 @@ class SetPictures:
     image_set: ImageSet
 
     def name(self, place: int) -> str:
+        """The path of the image at a place, or its number where it has none."""
         index = getattr(self.image_set, "index", None)  # of a set of files
         return f"image {place}" if index is None else str(index.path(place))
 
     def picture(self, place: int) -> Image.Image | None:
+        """The image at a place in RGB; None where it cannot be shown."""
         return picture_of(partial(self.image_set.read, place))
 
 

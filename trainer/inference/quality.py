@@ -35,14 +35,17 @@ class Judged:
 
     @property
     def num_images(self) -> int:
+        """Images that were judged."""
         return len(self.labels)
 
     @property
     def num_top1(self) -> int:
+        """Images whose class was the first answer."""
         return int((self.rank == 0).sum())
 
     @property
     def num_top5(self) -> int:
+        """Images whose class was among the first five answers."""
         return int((self.rank < 5).sum())
 
     @cached_property

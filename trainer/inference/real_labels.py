@@ -11,9 +11,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainer.base.errors import UserError
+from trainer.base.errors import DataError, UserError
 from trainer.base.json_text import json_file
-from trainer.data.index import DataError
 from trainer.inference.quality import Judged
 
 _NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})")

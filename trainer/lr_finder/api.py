@@ -166,7 +166,7 @@ def set_up(
 ) -> Setup:
     """Everything but the training. machine: what make_settings takes.
 
-    Raises UserError for whatever does not fit: page, model, data set, range.
+    Raises UserError for whatever does not fit: recipe, model, data set, range.
     """
     _check(request)
     plan = plan_of(job, check_hold_out)

@@ -140,11 +140,13 @@ class CandidateGrid:
         self._is_even = is_even(values)
 
     def at(self, index: float) -> float:
+        """The value at an index, the highest at 0; between two for a fraction."""
         if self._is_even:
             return self.top - index * (self.top - self.bottom) / 16
         return self.top * APART ** (-index / 2)
 
     def has(self, index: int) -> bool:
+        """Is there a value at this index?"""
         return index >= 0 and self.at(index) >= self.bottom * (1 - 1e-9)
 
     def between(self, low: float, high: float) -> float:

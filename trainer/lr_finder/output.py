@@ -30,6 +30,7 @@ from trainer.lr_finder.rules import Candidate, Curve, is_even
 from trainer.lr_finder.trial import TrialLog
 from trainer.recipe.plan import Plan
 from trainer.runs import summary as show
+from trainer.runs.plan_lines import batch_line
 
 CURVE_COLUMNS = ("trial", "purpose", "seed", "step", "value", "loss_nats", "held_out_nats")
 _WORDS = {"ramp": "ramp", "probe": "stability probe", "race": "candidate trial"}
@@ -148,12 +149,12 @@ def _write_tensorboard(folder: Path, curves: tuple[Curve, ...]) -> None:
 
 
 def print_plan_head(out: Console, setup) -> None:
-    """The lines above a LR finder run: page, deviations, batch, range, how long it will be."""
+    """The lines above a LR finder run: recipe, deviations, batch, range, how long it will be."""
     plan, lengths, scalar = setup.plan, setup.lengths, setup.scalar
     out.print(f"[bold]{plan.recipe.name}.v{plan.recipe.version}[/] {escape(plan.recipe.title)}")
     out.print(f"{plan.model} on {escape(plan.profile.name)}", highlight=False)
     show.deviations(out, plan)
-    out.print(show.batch_line(plan))
+    out.print(batch_line(plan))
     own = "off" if scalar.own is None else f"{scalar.own:g}"
     way = "in equal steps" if is_even(setup.values) else "in equal ratios"
     out.print(

@@ -135,6 +135,7 @@ def interval_text(interval: Spread | None) -> str:
 
 
 def axis_name(found) -> str:
+    """The label of the axis of values."""
     return "learning rate" if found.scalar.is_rate else found.scalar.label
 
 
@@ -201,6 +202,7 @@ class LossAxis:
 
     @property
     def is_broken(self) -> bool:
+        """Are there losses above the cut, so that the axis has a second part?"""
         return self.top > self.cut
 
     @property

@@ -56,6 +56,7 @@ class Scalar:
 
     @property
     def is_rate(self) -> bool:
+        """Is it the learning rate?"""
         return self.label == RATE
 
     @property
@@ -99,13 +100,13 @@ def find_scalar(recipe: Recipe, text: str) -> Scalar:
     Raises RampError for what is no number, and for what has no meaning when it changes from step to
     step.
     """
-    page = tree.plain(recipe)
-    label = RATE if text in SPACINGS else _whole_path(page, text)
+    values = tree.plain(recipe)
+    label = RATE if text in SPACINGS else _whole_path(values, text)
     try:
-        path = tree.find(Recipe, page, label)
+        path = tree.find(Recipe, values, label)
     except ConfigError as error:
         raise error.raised_as(RampError, place=f"ramp={text}") from None
-    label, own = label_of(page, path), value_at(page, path)
+    label, own = label_of(values, path), value_at(values, path)
     section = str(path[0])
     why = _FIXED.get(section) or ("metadata" if section in ABOUT else None)
     if why and label != RATE:
@@ -137,8 +138,8 @@ def _parts(value: object) -> list[str]:
     return []
 
 
-def _whole_path(page: Mapping, text: str) -> str:
-    labels = list(tree.leaves({key: page[key] for key in page if key not in ABOUT}))
+def _whole_path(values: Mapping, text: str) -> str:
+    labels = list(tree.leaves({key: values[key] for key in values if key not in ABOUT}))
     found = [label for label in labels if f".{label}".endswith(f".{text}")]
     if not found and "." not in text and text not in Recipe.model_fields:
         near = did_you_mean(text, sorted({label.rpartition(".")[2] for label in labels}))
@@ -298,8 +299,8 @@ class HyperparameterSetter:
             self._renew(peak)
 
     def _renew(self, peak: float) -> None:
-        page, optimizer = self.state.plan.recipe.optimizer, self.state.optimizer
-        fresh = _hyperparameters(page.build(param_groups(self.state.model, page), lr=peak))
+        section, optimizer = self.state.plan.recipe.optimizer, self.state.optimizer
+        fresh = _hyperparameters(section.build(param_groups(self.state.model, section), lr=peak))
         for kept, before, now in zip(
             [*optimizer.param_groups, optimizer.defaults], self._held, fresh, strict=True
         ):

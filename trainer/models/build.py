@@ -484,6 +484,7 @@ def _model_options(plan: Plan) -> dict[str, Any]:
 
 
 def num_parameters(model: nn.Module) -> int:
+    """All that a model has, frozen ones too."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 

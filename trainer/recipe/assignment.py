@@ -26,6 +26,7 @@ class PartRows:
 
     @property
     def own_rows(self) -> list[int]:
+        """The rows of the images that are trained on here, one micro-batch after another."""
         return [row for each in self.own for row in self.rows[each]]
 
     @property

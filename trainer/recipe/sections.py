@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from trainer.base.component import NonNegative, Positive, StrictModel
-from trainer.components.schedules import scaled_epochs
+from trainer.components.epochs import scaled_epochs
 
 # The bounds only catch slips of the keyboard: no published run is near them.
 NumImages = Annotated[int, Field(ge=1, le=1 << 20)]

@@ -35,6 +35,7 @@ def newest_recipe_paths() -> list[Path]:
 
 
 def recipes_folder() -> Path:
+    """The folder of the recipes that come with the suite."""
     return shipped_folder("recipes")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from trainer.base.plural import counted
 from trainer.report.figures import SIGNIFICANT_P
 from trainer.report.formats import format_number
 from trainer.report.tables import CellSummary, Table
@@ -48,22 +49,23 @@ def _open_sentences(
 ) -> list[str]:
     """What these runs leave open."""
     tested = [one for one in cells if one.p_holm is not None]
+    compared = counted(table.num_compared, "comparison")
     alone = [one for one in cells if one.difference and one.difference.p is None]
     lines = []
     if tested and not clear:
         lines.append(
             f"no cell differs from the base, {_named(table, base)}, beyond chance "
-            f"(p ≥ {SIGNIFICANT_P} after Holm's correction for {_counted(table.num_compared)})."
+            f"(p ≥ {SIGNIFICANT_P} after Holm's correction for {compared})."
         )
     elif len(tested) > len(clear):
         count = len(tested) - len(clear)
         lines.append(
-            f"the difference{'s' * (count > 1)} of the other {_number(count, 'cell')} may be chance"
-            f" (p ≥ {SIGNIFICANT_P} after Holm's correction for {_counted(table.num_compared)})."
+            f"the difference{'s' * (count > 1)} of the other {counted(count, 'cell')} may be chance"
+            f" (p ≥ {SIGNIFICANT_P} after Holm's correction for {compared})."
         )
     if alone:
         lines.append(
-            f"{_number(len(alone), 'cell')} without an interval: nothing tells "
+            f"{counted(len(alone), 'cell')} without an interval: nothing tells "
             f"{'its difference' if len(alone) == 1 else 'their differences'} from chance."
         )
     return lines
@@ -100,11 +102,3 @@ def _listed(table: Table, cells: Sequence[CellSummary]) -> str:
     ]
     more = len(cells) - len(texts)
     return ", ".join(texts) + (f" and {more} more" if more else "")
-
-
-def _number(count: int, word: str) -> str:
-    return f"{count} {word}{'s' * (count != 1)}"
-
-
-def _counted(num_compared: int) -> str:
-    return _number(num_compared, "comparison")

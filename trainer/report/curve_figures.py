@@ -38,6 +38,7 @@ class Quantity:
 
     @property
     def axis(self) -> str:
+        """The label of the axis, with its unit."""
         return f"{self.title}, {self.unit}"
 
     def y_range(self) -> tuple[float, float]:
@@ -58,6 +59,7 @@ class Quantity:
         return min(points), max(points)
 
     def last_epoch(self) -> float:
+        """The epoch at which the longest curve ends."""
         return max(line[-1][0] for _, lines in self.lines for line in lines)
 
 
@@ -136,6 +138,7 @@ class Panel:
 
     @property
     def summary(self) -> CellSummary:
+        """The cell's."""
         return self.line.summary
 
 

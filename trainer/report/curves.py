@@ -99,6 +99,7 @@ def thin(points: Points, is_mean: bool) -> Points:
 
 
 def curves_path(results: Path, name: str) -> Path:
+    """The file of the stored curves of an ablation's rows."""
     return results / f"{name}.curves.jsonl"
 
 

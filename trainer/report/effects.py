@@ -36,6 +36,7 @@ class FactorEffect:
 
     @property
     def factors(self) -> str:
+        """The factors' names, joined by ×."""
         return " × ".join(factor for factor, _, _ in self.changes)
 
     @property

@@ -48,6 +48,7 @@ class Scale:
         return round(self.start + share * (self.end - self.start), 2)
 
     def has(self, value: float) -> bool:
+        """Does the value lie on the axis?"""
         return self.low <= value <= self.high
 
     def ticks(self, max_ticks: int, is_whole: bool = False) -> tuple[Tick, ...]:
@@ -221,6 +222,7 @@ class Scored:
 
     @property
     def cost_text(self) -> str:
+        """The cost to three digits, or in whole units from 100 on."""
         return f"{self.cost:,.0f}" if self.cost >= 100 else f"{self.cost:.3g}"
 
 
@@ -235,12 +237,15 @@ class Trade:
 
     @property
     def axis(self) -> str:
+        """The label of the axis of costs, with its unit."""
         return f"{self.name}, {self.unit}"
 
     def x_range(self) -> tuple[float, float]:
+        """(low, high) of the costs, but for the few far from the others."""
         return core_range(one.cost for one in self.cells)
 
     def y_range(self) -> tuple[float, float]:
+        """(low, high) of the scores within that, their spreads included."""
         low, high = core_range(one.mean for one in self.cells)
         ends = [end for one in self.cells if low <= one.mean <= high for end in one.one_std]
         return min(ends), max(ends)
@@ -306,6 +311,7 @@ class CostPoint:
 
     @property
     def summary(self) -> CellSummary:
+        """The cell's."""
         return self.scored.summary
 
 

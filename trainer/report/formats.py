@@ -107,6 +107,7 @@ def difference_text(difference: Difference | None, metric: Metric) -> str:
 
 
 def p_text(p: float | None) -> str:
+    """A p-value to three digits, or what it is below; empty for none."""
     if p is None:
         return ""
     return f"{p:.3f}" if p >= _SMALLEST_P else f"<{_SMALLEST_P}"

@@ -12,11 +12,11 @@ from pathlib import Path
 from trainer.ablation.cells import Cell
 from trainer.ablation.failures import read_failures
 from trainer.ablation.questions import CACHE_VERSION, Question, open_question
+from trainer.base.cache import cache_folder
 from trainer.base.commands import command
 from trainer.base.disk import write_atomically
 from trainer.base.errors import UserError
 from trainer.base.json_text import json_file
-from trainer.data.index import cache_folder
 from trainer.recipe.identity import first_name, is_repetition
 from trainer.report.tables import Metric, Table, summarize
 from trainer.runs.results import Row, RowError, read_row_file, rows_folder
@@ -44,6 +44,7 @@ def stores_of(text: str) -> tuple[Path, ...]:
 
 
 def folders_of(stores: Stores) -> Sequence[Path]:
+    """The stores as a list of folders."""
     return [stores] if isinstance(stores, Path) else stores
 
 
@@ -134,6 +135,7 @@ def stored_rows(results: Path, prefix: str) -> Iterator[Row]:
 
 
 def notes_path(results: Path, name: str) -> Path:
+    """The file of the user's comments on an ablation."""
     return results / f"{name}.notes.md"
 
 

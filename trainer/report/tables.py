@@ -64,6 +64,7 @@ class Metric:
 
     @property
     def heading(self) -> str:
+        """Such as `top-1 %`."""
         return f"{self.label} {self.unit}"
 
 
@@ -170,6 +171,7 @@ class CellSummary:
 
     @property
     def rows(self) -> tuple[Row, ...]:
+        """Those of the seeds that have one."""
         return tuple(result.row for result in self.seeds if result.row)
 
 

@@ -35,6 +35,7 @@ class SizeTable:
 
     @property
     def headings(self) -> tuple[str, ...]:
+        """Of the columns: the cell, then each size."""
         return "cell", *(f"{px} px" for px in self.sizes)
 
 

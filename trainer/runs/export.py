@@ -82,6 +82,7 @@ def is_timms(plan: Plan) -> bool:
 
 
 def weights_digest(model: nn.Module) -> str:
+    """SHA-256 of a model's parameters and buffers, as of the file that they are exported to."""
     return file_digest(model.state_dict())
 
 

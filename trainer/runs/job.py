@@ -6,23 +6,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from trainer.base import provenance
 from trainer.base.commands import command
 from trainer.base.cores import num_cores
 from trainer.base.disk import must_write, write_atomically
-from trainer.base.errors import OverrideError, UserError
+from trainer.base.errors import DataError, OverrideError, UserError
 from trainer.base.exits import (
     EXIT_DIVERGED,
     EXIT_DONE,
@@ -30,20 +26,14 @@ from trainer.base.exits import (
     EXIT_STOPPED,
     EXIT_UNWRITTEN,
 )
-from trainer.base.json_text import json_file
-from trainer.base.memory import peak_mem_mib, reserved_mem_mib
 from trainer.base.settings import Settings
 from trainer.base.signals import StopRequest
 from trainer.data.check import check_headers
+from trainer.data.content import differ
 from trainer.data.dataset import OpenedData
-from trainer.data.index import DataError
 from trainer.data.profile import find_profile
 from trainer.distributed.communicator import Ranks, alone
-from trainer.engine.micro_batches import norm_images_used
-from trainer.models.build import gmacs, num_parameters
 from trainer.models.trained import GivenWeights
-from trainer.models.weights import weights_path
-from trainer.recipe import tree
 from trainer.recipe.adapt import adaptation
 from trainer.recipe.load import Positions
 from trainer.recipe.overrides import Deviation, as_text, deviations_between, mended, overrides_of
@@ -51,25 +41,17 @@ from trainer.recipe.plan import Plan, PlanError, make_plan
 from trainer.recipe.profiles import Profile
 from trainer.recipe.schema import Recipe, apply_overrides, digest_of, load_recipe, open_recipe
 from trainer.recipe.shipped import find_recipe, recipe_paths
-from trainer.recipe.tree import shown
 from trainer.runs.best_weights import best_epoch
-from trainer.runs.expected import ExpectedCurve, expected_curve, whole_curve
+from trainer.runs.expected import ExpectedCurve, expected_curve
 from trainer.runs.export import export_model
 from trainer.runs.finalize import end_run, rescued, write_curves
 from trainer.runs.guard import Guard
-from trainer.runs.loggers.tracker import About, Tracker
+from trainer.runs.loggers.tracker import Tracker
 from trainer.runs.loggers.tracker_process import Tracking
 from trainer.runs.pace import pace_of
-from trainer.runs.results import (
-    Row,
-    RowDeviation,
-    SizeScore,
-    read_row,
-    read_row_file,
-    row_path,
-    store_row,
-    touches_result,
-)
+from trainer.runs.plan_file import check_same_images, check_same_lines, write_plan
+from trainer.runs.results import Row, read_row, row_path, store_row, touches_result
+from trainer.runs.row import about_run, make_row, parent_of, size_scores
 from trainer.runs.run import train_in_folder
 from trainer.runs.run_folder import own_folder
 from trainer.tasks.teacher import hashed_teacher
@@ -105,9 +87,9 @@ def resolve(
 
     Raises UserError for what is wrong in the recipe or in the overrides.
     """
-    page, positions = open_recipe(find_recipe(job.recipe))
-    recipe = page.for_model(job.model)
-    origin = published_recipe(page)
+    original, positions = open_recipe(find_recipe(job.recipe))
+    recipe = original.for_model(job.model)
+    origin = published_recipe(original)
     written = deviations_between(origin.for_model(job.model), recipe, "file") if origin else ()
     adapted: tuple[Deviation, ...] = ()
     if profile and recipe.adapted_to != profile.name:
@@ -117,7 +99,7 @@ def resolve(
     if job.weights:
         recipe, started = apply_overrides(recipe, _start(job, profile), "set")
     recipe, overridden = apply_overrides(recipe, job.overrides, "set")
-    return page, positions, recipe, written + adapted + started + overridden
+    return original, positions, recipe, written + adapted + started + overridden
 
 
 def _start(job: Job, profile: Profile | None) -> dict[str, Any]:
@@ -138,19 +120,19 @@ def _start(job: Job, profile: Profile | None) -> dict[str, Any]:
     return {label: value for label, value in start.items() if label not in given}
 
 
-def published_recipe(page: Recipe) -> Recipe | None:
+def published_recipe(recipe: Recipe) -> Recipe | None:
     """The recipe of this name and version that comes with the suite: what a file of the same name
     is measured against.
 
     So a run folder's recipe.yaml, or an edited copy, is not taken for the recipe whose name it
     bears.
     """
-    found = [path for path in recipe_paths() if path.stem == f"{page.name}.v{page.version}"]
+    found = [path for path in recipe_paths() if path.stem == f"{recipe.name}.v{recipe.version}"]
     return load_recipe(found[0]) if found else None
 
 
 def plan_of(job: Job, check: Callable[[Plan], None] = lambda plan: None) -> Plan:
-    """Page, model's lines, profile's adaptation, overrides; then the units. Reads no image.
+    """Recipe, model's lines, profile's adaptation, overrides; then the units. Reads no image.
 
     check: raises what else is asked of the plan.
 
@@ -183,14 +165,14 @@ def _plan_of(job: Job) -> Plan:
     if os.path.isdir(job.data):  # which may hold targets of several
         task = open_recipe(find_recipe(job.recipe))[0].of_task.name
     profile = find_profile(job.data, job.data_dir, task)
-    page, _, recipe, deviations = resolve(job, profile)
+    original, _, recipe, deviations = resolve(job, profile)
     recipe, hashed = apply_overrides(recipe, hashed_teacher(recipe), "set")
     return make_plan(
         recipe,
         model=job.model,
         profile=profile,
         seed=job.seed,
-        page_digest=(published_recipe(page) or page).for_model(job.model).digest,
+        page_digest=(published_recipe(original) or original).for_model(job.model).digest,
         deviations=deviations + hashed,
         world_size=job.world_size,
         bad_images=job.bad_images,
@@ -240,12 +222,19 @@ def run_job(
                 )
     if row is not None:
         _check_found(name, row, plan, data)
+    _say_found(name, row, plan, settings, console)
+    status = ranks.broadcast(row.status if row else "")
+    return (EXIT_DONE if status == "finished" else EXIT_DIVERGED), row
+
+
+def _say_found(
+    name: str, row: Row | None, plan: Plan, settings: Settings, console: Console
+) -> None:
+    """That a run has its row already. row: None on other ranks, whose console is quiet."""
     by = row.loader.split(",")[0] if row else settings.loader
     made = "" if by == settings.loader else f", made with loader={by}"
     console.print(
-        f"{name} already has a row{made}; use again=1 to rerun it",
-        markup=False,
-        highlight=False,
+        f"{name} already has a row{made}; use again=1 to rerun it", markup=False, highlight=False
     )
     if row is not None and (missing := _sizes_missing(row, plan, settings)):
         asks = command("eval", run=name, test_px=" ".join(map(str, missing)))
@@ -254,8 +243,6 @@ def run_job(
             markup=False,
             highlight=False,
         )
-    status = ranks.broadcast(row.status if row else "")
-    return (EXIT_DONE if status == "finished" else EXIT_DIVERGED), row
 
 
 def _sizes_missing(row: Row, plan: Plan, settings: Settings) -> list[int]:
@@ -307,46 +294,6 @@ def _check_val(data: OpenedData, stop: StopRequest, ranks: Ranks) -> None:
         ranks.check(stop)
 
 
-def differ(before: str | None, now: str | None) -> bool:
-    """Are two contents known, and not the same?"""
-    return bool(before and now and before != now)
-
-
-def _check_same_images(folder: Path, content_sha256: str | None) -> None:
-    """Refuse to resume over images that were rewritten under the same names and sizes."""
-    if not any((folder / "checkpoints").glob("step_*.pt")):
-        return
-    try:
-        before = json_file(folder / "plan.json").get("content_sha256")
-    except (OSError, ValueError, AttributeError):  # none, or damaged: then nothing is known
-        return
-    if differ(before, content_sha256):
-        raise DataError(
-            f"{folder}: was begun on other images, which had the same names and sizes",
-            "restore the images, or remove that folder to start anew",
-        )
-
-
-def _lines_of(settings: Settings | type[Settings]) -> dict[str, int]:
-    """What says at which steps the curves of a run have lines, as plan.json has it."""
-    return {"log_every": settings.log_steps, "eval_every": settings.eval_every_epochs}
-
-
-def _check_same_lines(folder: Path, settings: Settings) -> None:
-    """Refuse to resume with other lines in the curves than the run was begun with."""
-    if not any((folder / "checkpoints").glob("step_*.pt")):
-        return
-    try:
-        facts = json_file(folder / "plan.json")
-        before = {key: facts.get(key, value) for key, value in _lines_of(Settings).items()}
-    except (OSError, ValueError, AttributeError):  # none, or damaged: then nothing is known
-        return
-    if other := [name for name, value in _lines_of(settings).items() if before[name] != value]:
-        words = " ".join(f"{name}={before[name]}" for name in other)
-        remedy = f"use {words}, or remove that folder to start anew"
-        raise PlanError(f"{folder}: was begun with {words}", remedy)
-
-
 def _stored_row(settings: Settings, name: str, ranks: Ranks) -> Row | None:
     return read_row(settings.results, name) if ranks.is_first else None
 
@@ -367,15 +314,15 @@ def _run_to_row(
     _check_val(data, stop, ranks)
     expected = _expected(job, plan, settings, data, console) if ranks.is_first else None
     if ranks.is_first:
-        _check_same_images(folder, data.content_sha256)
-        _check_same_lines(folder, settings)
+        check_same_images(folder, data.content_sha256)
+        check_same_lines(folder, settings)
         with must_write(folder):
             write_plan(folder, job, plan, data.content_sha256, settings)
     parent = parent_of(plan)  # now: by the end its folder may be gone
     guard = Guard(lock, faults(plan, folder, ranks) if faults else None)
     with Tracking(
         settings.trackers if ranks.is_first else (),
-        lambda: _about(folder, job, plan, settings, data),
+        lambda: about_run(folder, job, plan, settings, data),
         partial(console.print, markup=False, highlight=False, soft_wrap=True),
     ) as tracking:
         code, row = _train_to_row(
@@ -420,9 +367,7 @@ def _train_to_row(
             missing = rescued(
                 outcome, outcome.run.unsaved, lambda to: _write_stopped(to, job, plan, outcome)
             )
-            console.print(
-                f"error: {missing}", style="bold red", markup=False, highlight=False, soft_wrap=True
-            )
+            _say_unwritten(console, missing)
         return EXIT_UNWRITTEN, None
     done = EXIT_FAILED if outcome.run.is_off_track else EXIT_DONE
     if not ranks.is_first:
@@ -435,42 +380,15 @@ def _train_to_row(
         lambda: stop.is_requested,
     )
     if missing:
-        console.print(
-            f"error: {missing}", style="bold red", markup=False, highlight=False, soft_wrap=True
-        )
+        _say_unwritten(console, missing)
         return EXIT_UNWRITTEN, row
     return (done if row.status == "finished" else EXIT_DIVERGED), row
 
 
-def _about(folder: Path, job: Job, plan: Plan, settings: Settings, data) -> About:
-    """What trackers are told of a run before its first step."""
-    deviations: dict[str, str] = {}
-    for change in deviation_rows(plan):
-        before = f"{deviations[change.path]}; " if change.path in deviations else ""
-        deviations[change.path] = f"{before}{change.before} -> {change.after} ({change.origin})"
-    program = provenance.running_program()
-    config = {
-        "recipe": tree.plain(plan.recipe),
-        "digest": plan.page_digest,
-        "deviations": deviations,
-        "model": plan.model,
-        "seed": plan.seed,
-        "data": {
-            "name": plan.profile.name,
-            "fingerprint": data.fingerprint,
-            "content_sha256": data.content_sha256,
-            "split": data.split,
-        },
-        "machine": {
-            "device": provenance.device_name(settings.device),
-            "precision": settings.precision,
-            "loader": data.loader_name(settings),
-            "world_size": plan.world_size,
-        },
-        "versions": provenance.versions() | {"commit": program.commit},
-    }
-    files = ("recipe.yaml", "plan.json")
-    return About(folder.name, str(folder.resolve()), files, config, job.ablation, job.cell)
+def _say_unwritten(console: Console, missing: str) -> None:
+    console.print(
+        f"error: {missing}", style="bold red", markup=False, highlight=False, soft_wrap=True
+    )
 
 
 def _expected(
@@ -491,33 +409,6 @@ def _expected(
     if line:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     return curve
-
-
-def parent_of(plan: Plan) -> dict[str, str | None]:
-    """The run whose weights a plan starts from, as its row names it, with the digest of its last
-    ones if they are those, and the run that its teacher is of; empty where they are no run's.
-    """
-    pretrained, distill = plan.recipe.model and plan.recipe.model.pretrained, plan.recipe.distill
-    found: dict[str, str | None] = {}
-    if pretrained and (run := _run_of(pretrained.file)):
-        row, is_last = run
-        found |= {"parent": row.run, "parent_sha256": row.weights_sha256 if is_last else None}
-    if distill and (run := _run_of(distill.weights)):
-        found["teacher_run"] = run[0].run
-    return found
-
-
-def _run_of(weights: str | None) -> tuple[Row, bool] | None:
-    """The row of the run that weights are of, and whether they are its last ones, not those of its
-    best epoch; None where they are no run's, or it is not there any more.
-    """
-    if weights is None:
-        return None
-    path = weights_path(weights)
-    try:
-        return read_row_file(path.parent / "row.json"), path.name == "model.safetensors"
-    except UserError:
-        return None
 
 
 def _write_end(
@@ -581,184 +472,3 @@ def run_name(job: Job, plan: Plan, settings: Settings, fingerprint: str) -> str:
     while read_row(settings.results, f"{name}-{number}") is not None:
         number += 1
     return f"{name}-{number}"
-
-
-def write_plan(
-    folder: Path,
-    job: Job,
-    plan: Plan,
-    content_sha256: str | None = None,
-    settings: Settings | None = None,
-) -> None:
-    """Put the resolved recipe and the plan into the run folder. content_sha256: of the images.
-    settings: of which lines its curves have; None as they are by default.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    epochs = range(plan.recipe.epochs)
-    facts = {
-        "model": plan.model,
-        "data": job.data,
-        "data_dir": str(Path(job.data_dir).resolve()) if job.data_dir else None,
-        "profile": plan.profile.model_dump(mode="json"),
-        "content_sha256": content_sha256,
-        "seed": plan.seed,
-        "bad_images": plan.bad_images,
-        "page_digest": plan.page_digest,
-        "recipe_digest": plan.recipe.digest,
-        "plugins": dict(plan.plugins),
-        "steps_per_epoch": plan.steps_per_epoch,
-        "num_steps": plan.num_steps,
-        "num_micro_batches": plan.num_micro_batches,
-        "world_size": plan.world_size,
-        **_lines_of(settings or Settings),
-        "lr_at_epoch_starts": [plan.lr_at(epoch * plan.steps_per_epoch) for epoch in epochs],
-        "deviations": [row.model_dump() for row in deviation_rows(plan)],
-    }
-    write_atomically(folder / "recipe.yaml", plan.recipe.to_yaml().encode())
-    write_atomically(folder / "plan.json", (json.dumps(facts, indent=2) + "\n").encode())
-
-
-def deviation_rows(plan: Plan) -> tuple[RowDeviation, ...]:
-    """The plan's deviations for reading: values as in YAML, "off" where absent; what a profile
-    worked out is rounded.
-    """
-    return tuple(map(_deviation_row, plan.deviations))
-
-
-def _deviation_row(change: Deviation) -> RowDeviation:
-    before, after = shown(change.before), shown(change.after, exact=change.origin != "profile")
-    if before == after:
-        before, after = shown(change.before, exact=True), shown(change.after, exact=True)
-    return RowDeviation(path=change.path, before=before, after=after, origin=change.origin)
-
-
-def deviation_of_memory(state) -> tuple[RowDeviation, ...]:
-    """Of a row: norms sampled fewer images than the recipe says, as memory had run out under
-    micro_batch=auto.
-    """
-    asked, used = state.plan.recipe.batch.norm_images, norm_images_used(state)
-    if used == asked:
-        return ()
-    return (
-        RowDeviation(path="batch.norm_images", before=str(asked), after=str(used), origin="memory"),
-    )
-
-
-def deviation_of_data(data) -> tuple[RowDeviation, ...]:
-    """Of a row: images were not read as they are in their files, but as a .beton has them."""
-    if not data.changes:
-        return ()
-    return (RowDeviation(path="data", before="as its files", after=data.changes, origin="data"),)
-
-
-def deviation_of_head(state) -> tuple[RowDeviation, ...]:
-    """Of a row: pretrained weights had no classifier of this shape, so it started anew."""
-    section = state.plan.recipe.model
-    pretrained = section and section.pretrained
-    is_timms = state.plan.recipe.of_task.is_timms  # else there is no classifier to be loaded
-    if not pretrained or pretrained.head == "new" or state.is_head_loaded or not is_timms:
-        return ()
-    path = "model.pretrained.head"
-    return (RowDeviation(path=path, before="kept", after="new", origin="weights"),)
-
-
-def size_scores(state) -> tuple[SizeScore, ...]:
-    """Of a row: the scores at the image sizes of test_px=, the smallest first."""
-    return tuple(
-        SizeScore(
-            test_px=px,
-            top1_pct=scores.top1_pct,
-            top5_pct=scores.top5_pct,
-            loss_nats=scores.loss_nats if math.isfinite(scores.loss_nats) else None,
-        )
-        for px, scores in sorted(state.size_scores.items())
-    )
-
-
-def make_row(
-    name: str, plan: Plan, settings: Settings, data, outcome, weights_sha256: str | None
-) -> Row:
-    """The row of an outcome."""
-    state, recipe = outcome.state, plan.recipe
-    progress = state.progress
-    records = progress.scores if outcome.status == "finished" else {}
-    found = {which: state.task.restored(record) for which, record in records.items()}
-    scores = found.pop(state.scored, None)
-    other = next(iter(found.values()), None)
-    percentages = scores.percentages() if scores else {}
-    majority_pct = state.task.majority_pct(data.train, data.val)
-    by_epoch = whole_curve(outcome.run.curve, progress.step // plan.steps_per_epoch)
-    is_counted = recipe.of_task.is_counted
-    program = provenance.running_program()
-    return Row(
-        run=name,
-        recipe=recipe.name,
-        version=recipe.version,
-        digest=plan.page_digest,
-        model=plan.model,
-        data=plan.profile.name,
-        data_fingerprint=data.fingerprint,
-        content_sha256=data.content_sha256,
-        ignored_files=data.ignored,
-        split=data.split,
-        seed=plan.seed,
-        deviations=(
-            *deviation_rows(plan),
-            *deviation_of_memory(state),
-            *deviation_of_data(data),
-            *deviation_of_head(state),
-        ),
-        resolved_recipe=tree.plain(recipe),
-        teacher=recipe.distill and recipe.distill.teacher,
-        teacher_sha256=recipe.distill and recipe.distill.sha256,
-        bad_images=plan.bad_images,
-        plugins=dict(plan.plugins),
-        status=outcome.status,
-        scored=state.scored,
-        task=recipe.of_task.name,
-        top1_pct=percentages.get("top1_pct"),
-        top5_pct=percentages.get("top5_pct"),
-        scores_pct={name: one for name, one in percentages.items() if name not in Row.model_fields},
-        class_pct=dict(zip(data.classes, scores.of_classes() if scores else (), strict=False)),
-        loss_nats=scores.loss_nats if scores else None,
-        other_top1_pct=other.main_pct if other else None,
-        num_top1_by_epoch=tuple(round(one * plan.profile.num_val / 100) for one in by_epoch)
-        if is_counted
-        else (),
-        score_by_epoch_pct=() if is_counted else by_epoch,
-        majority_pct=None if majority_pct is None else round(majority_pct, 4),
-        num_val_images=plan.profile.num_val,
-        num_replaced_images=progress.num_replaced,
-        epochs=recipe.epochs,
-        steps=progress.step,
-        batch_images=recipe.batch.images,
-        norm_images=recipe.batch.norm_images,
-        num_params=num_parameters(state.model),
-        gmacs=round(gmacs(state.model, plan.profile.channels, recipe.image.test_px), 6),
-        images_per_s=round(progress.num_seen / progress.train_s, 2) if progress.train_s else 0.0,
-        train_s=round(progress.train_s, 2),
-        compile_s=round(progress.compile_s, 2),
-        peak_mem_mib=round(peak_mem_mib(settings), 1),
-        reserved_mem_mib=reserved_mem_mib(settings),
-        precision=settings.precision,
-        loader=data.loader_name(settings),
-        eval_batch=settings.eval_images,
-        num_workers=settings.num_workers,
-        num_threads=settings.num_threads,
-        world_size=plan.world_size,
-        bitwise=settings.is_bitwise and not progress.changes,
-        changes=tuple(progress.changes),
-        injected=tuple(progress.injected),
-        stop_if=settings.stop_if,
-        activation_checkpointing=settings.activation_checkpointing,
-        compiled=settings.compile,
-        compile_mode=settings.compile_mode,
-        cuda_graphs=settings.cuda_graphs,
-        half_group_norm=settings.half_group_norm,
-        weights_sha256=weights_sha256,
-        device=provenance.device_name(settings.device),
-        versions=provenance.versions(),
-        commit=program.commit,
-        dirty=program.dirty,
-        finished_utc=datetime.now(UTC).isoformat(timespec="seconds"),
-    )

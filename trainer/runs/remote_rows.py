@@ -18,6 +18,7 @@ WAITS_S = (1.0, 4.0)  # before a store that did not answer is asked again
 
 
 def is_url(text: str) -> bool:
+    """Is it an address, not a folder?"""
     return "://" in text
 
 

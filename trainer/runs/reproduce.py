@@ -23,6 +23,7 @@ from trainer.base.memory import keep_freed_memory
 from trainer.base.plugins import reasons_against
 from trainer.base.settings import Settings
 from trainer.base.signals import StopRequest
+from trainer.data.content import differ
 from trainer.data.dataset import OpenedData, open_data
 from trainer.data.datasets.beton import chosen_loader
 from trainer.data.profile import data_folder, find_profile
@@ -34,7 +35,7 @@ from trainer.recipe.overrides import Deviation
 from trainer.recipe.plan import BAD_IMAGES, Plan, make_plan
 from trainer.recipe.schema import Recipe, apply_overrides
 from trainer.runs import summary as show
-from trainer.runs.job import Job, differ, resolve, run_job, with_content
+from trainer.runs.job import Job, resolve, run_job, with_content
 from trainer.runs.results import FOUND_ORIGINS, Row
 from trainer.runs.run_folder import recipe_of
 from trainer.tasks.teacher import open_teacher
@@ -64,6 +65,7 @@ class Verdict:
 
     @property
     def is_reproduced(self) -> bool:
+        """Has the row's result come again: its bits, its seeds' spread, or its divergence?"""
         return self.kind != "different"
 
 
@@ -138,20 +140,22 @@ def _from_page(row: Row, job: Job) -> Recipe:
         for path, text in changes.items()
         if path not in off
     }
-    page = resolve(job, find_profile(job.data, job.data_dir))[2]
-    there = {f"augment.{part.name}" for part in page.augment}
+    recipe = resolve(job, find_profile(job.data, job.data_dir))[2]
+    there = {f"augment.{part.name}" for part in recipe.augment}
     added = [
         values.pop(path)
         for path in list(values)
         if re.fullmatch(r"augment\.\w+", path) and path not in there
     ]
     if added:
-        page, _ = apply_overrides(page, {"augment": (*tree.plain(page)["augment"], *added)}, "set")
-    page, _ = apply_overrides(page, values, "set")
+        recipe, _ = apply_overrides(
+            recipe, {"augment": (*tree.plain(recipe)["augment"], *added)}, "set"
+        )
+    recipe, _ = apply_overrides(recipe, values, "set")
     for path, value in itertools.product(off, (None, ())):  # a list that is off is empty
         with contextlib.suppress(UserError):
-            page, _ = apply_overrides(page, {path: value}, "set")
-    return page
+            recipe, _ = apply_overrides(recipe, {path: value}, "set")
+    return recipe
 
 
 def _reasons(row: Row, plan: Plan) -> Iterator[str]:

@@ -236,6 +236,7 @@ def touches_result(injected: Iterable[str]) -> bool:
 
 
 def rows_folder(results: Path) -> Path:
+    """Where a store keeps its rows."""
     return results / "rows"
 
 

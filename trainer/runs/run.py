@@ -132,14 +132,17 @@ class TrainingRun(NullRun):
 
     @property
     def progress(self) -> Progress:
+        """Where the training stands."""
         return self.state.progress
 
     @property
     def settings(self) -> Settings:
+        """Where and on what it runs."""
         return self.state.settings
 
     @property
     def model(self) -> torch.nn.Module:
+        """The model that is trained."""
         return self.state.model
 
     def say(self, line: str, style: str | None = None) -> None:

@@ -105,7 +105,7 @@ def plan_of_run(folder: Path) -> Plan:
     )
 
 
-def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+def exported_weights(folder: Path) -> dict[str, torch.Tensor]:
     """The exported weights of a run. Raises UnfitFile for what is no file, whatever safetensors
     does for one that holds no weights.
     """
@@ -129,7 +129,7 @@ def open_model(folder: Path | str) -> nn.Module:
     with torch.random.fork_rng(devices=[]):  # the first weights are drawn, and at once written over
         model = plan.recipe.of_task.model_of(plan, assembled(plan)[0])
     try:
-        model.load_state_dict(read_weights(folder))
+        model.load_state_dict(exported_weights(folder))
     except (
         Exception
     ) as error:  # whatever a reader raises over anybody's bytes, or weights of another model

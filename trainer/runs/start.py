@@ -8,21 +8,21 @@ import sys
 
 from rich.console import Console
 
+from trainer.base.cache import cache_note
 from trainer.base.errors import UserError, printable
 from trainer.base.exits import EXIT_STOPPED
 from trainer.base.memory import keep_freed_memory
 from trainer.base.settings import check_writable, make_settings
 from trainer.base.signals import Stopped, StopRequest
 from trainer.base.terminal import recorded
-from trainer.data.dataset import open_data
+from trainer.data.dataset import OpenedData, open_data
 from trainer.data.datasets.beton import chosen_loader
-from trainer.data.index import cache_note
 from trainer.data.profile import data_folder
 from trainer.distributed.communicator import Ranks, meet
 from trainer.distributed.env import Place, find_place, rank_device
 from trainer.distributed.launch import asked_ranks, check_gpus, launch, stop_with_launcher
 from trainer.models.build import check_model_name
-from trainer.recipe.plan import check_settings
+from trainer.recipe.plan import Plan, check_settings
 from trainer.runs import summary as show
 from trainer.runs.job import Job, plan_of, run_job
 from trainer.runs.loggers.logger import log_result
@@ -105,18 +105,13 @@ def train_rank(
     check_model_name(job.model)
     swaps, teacher = show.module_replacements(plan), open_teacher(plan)
     with ranks.first_here():
-        folder = data_folder(job.data, job.data_dir)
-        loader = chosen_loader(
-            machine.get("loader", "torch"), folder, lambda line: console.print(line, markup=False)
-        )
-        opened = open_data(plan.profile, folder, in_beton=loader == "ffcv")
+        opened, loader = _opened(job, plan, machine, console)
     ranks.check(stop)
-    num_ranks_here = place.local_world_size if place else 1
     settings = make_settings(
         device,
         **machine | {"loader": loader},
         in_memory=opened.train.is_in_memory,
-        num_ranks_here=num_ranks_here,
+        num_ranks_here=place.local_world_size if place else 1,
     )
     if settings.debug and not ranks.is_alone:
         raise UserError("debug=nan: looks at the layers of one rank", "use one: the same samples")
@@ -129,11 +124,7 @@ def train_rank(
     console.record = ranks.is_first  # for log.txt
     show.plan_in_brief(console, plan, settings, swaps, teacher)
     del teacher  # the training opens its own
-    show.changed_images(console, opened)
-    show.ignored_lines(console, opened.ignored)
-    show.stand_in_line(console, opened.split)
-    if note := cache_note():
-        console.print(note, markup=False)
+    _show_data(console, opened)
     ranks.check(stop)
     code, row = run_job(job, plan, settings, opened, console, stop, ranks, faults)
     is_new = not recorded(console)  # else no log has taken the header: the run has its row already
@@ -143,3 +134,21 @@ def train_rank(
         if is_new:
             log_result(settings.runs / row.run, recorded(console))
     return code, row
+
+
+def _opened(job: Job, plan: Plan, machine: dict, console: Console) -> tuple[OpenedData, str]:
+    """The data of a job, and the loader that its files and its settings allow."""
+    folder = data_folder(job.data, job.data_dir)
+    loader = chosen_loader(
+        machine.get("loader", "torch"), folder, lambda line: console.print(line, markup=False)
+    )
+    return open_data(plan.profile, folder, in_beton=loader == "ffcv"), loader
+
+
+def _show_data(console: Console, opened: OpenedData) -> None:
+    """What a user may not expect of the data: one line each."""
+    show.changed_images(console, opened)
+    show.ignored_lines(console, opened.ignored)
+    show.stand_in_line(console, opened.split)
+    if note := cache_note():
+        console.print(note, markup=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from rich.console import Console
@@ -11,15 +10,12 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from trainer.base.commands import command
 from trainer.base.devices import is_tried
 from trainer.base.plural import counted
 from trainer.base.scores import score_label
 from trainer.base.settings import Settings
 from trainer.base.tensorboard import tensorboard_command
 from trainer.base.terminal import open_terminal
-from trainer.components.optimizers import param_groups
-from trainer.components.pixels.channels import channel_notes
 from trainer.data.check import (
     DataReport,
     duplicates,
@@ -28,30 +24,40 @@ from trainer.data.check import (
     rotated_note,
 )
 from trainer.data.dataset import OpenedData
-from trainer.data.index import STAND_INS
+from trainer.data.image_folder import STAND_INS
 from trainer.engine.precise_norm import statistics_note
 from trainer.models import zoo
-from trainer.models.build import assemble, check_model_name, gmacs, num_parameters
+from trainer.models.build import assemble, check_model_name
 from trainer.models.edit.replacement import Replacement
-from trainer.models.freezing import frozen_names
-from trainer.recipe.adapt import images_of_rate, rates_by_rule
 from trainer.recipe.explain import ExplainedValue as Explained
 from trainer.recipe.plan import Plan
 from trainer.recipe.schema import Recipe
 from trainer.runs.best_weights import BEST_FILE
 from trainer.runs.export import is_timms
-from trainer.runs.job import deviation_of_data, deviation_rows
+from trainer.runs.plan_lines import (
+    batch_line,
+    decay_line,
+    growth_line,
+    lr_per_epoch,
+    lr_table,
+    model_facts,
+    sparkline,
+    teacher_cost,
+    teacher_facts,
+)
+from trainer.runs.plan_notes import (
+    channel_note,
+    few_steps_note,
+    normalization_note,
+    precision_note,
+    scaling_note,
+    warmup_note,
+    weights_note,
+)
 from trainer.runs.rescore import images_off, most_moved
 from trainer.runs.results import Row, row_path, touches_result
+from trainer.runs.row import deviation_of_data, deviation_rows
 from trainer.tasks.teacher import Teacher
-
-# optimizer steps at the peak rate: with fewer, a third and more of BatchNorm's running statistics
-# (momentum 0.1) is still their initial value. A1 and A3 on the digits: chance after 44 steps that
-# are worth 1, 47 and 30 % after 88 that are worth 23.
-FEWEST_FULL_STEPS = 10
-_MOST_RATES = 10  # lines of learning rates
-_MOST_SIDES = 4  # of growing images, on one line
-_BARS = "▁▂▃▄▅▆▇█"
 
 
 def console() -> Console:
@@ -66,7 +72,7 @@ def plan_in_brief(
     swaps: Sequence[Replacement] = (),
     teacher: Teacher | None = None,
 ) -> None:
-    """The lines that stand above a run: page, deviations, what is changed in the model, batch,
+    """The lines that stand above a run: recipe, deviations, what is changed in the model, batch,
     length, machine.
     """
     recipe = plan.recipe
@@ -122,79 +128,6 @@ def changed_images(out: Console, data) -> None:
         out.print(line, style="yellow", markup=False)
 
 
-def weights_note(out: Console, plan: Plan) -> None:
-    """A model's name with a tag means weights in timm; here they are not loaded."""
-    _, _, tag = plan.model.partition(".")
-    given = plan.recipe.model and plan.recipe.model.pretrained
-    if tag and given is None:
-        line = (
-            f"note: starts from random weights, by the seed: the weights {tag} that {plan.model}"
-            f" has in timm are not loaded; to start from them: weights=timm:{plan.model}"
-        )
-        out.print(line, style="yellow", markup=False, soft_wrap=True)
-
-
-def normalization_note(out: Console, plan: Plan) -> None:
-    """Where images are not normalized by the data's own mean and deviation, by whose instead."""
-    if plan.recipe.image.mean is not None:
-        whose = (
-            "the weights'" if plan.recipe.model and plan.recipe.model.pretrained else "the recipe's"
-        )
-        line = (
-            f"note: images are normalized by {whose} mean and deviation; by the data's own:"
-            ' set="image.mean=null image.std=null"'
-        )
-        out.print(line, style="yellow", markup=False, soft_wrap=True)
-
-
-def warmup_note(out: Console, plan: Plan) -> None:
-    """Where nothing is left of the run after its warm-up, the recipe's rate is never reached."""
-    if plan.num_warmup_steps >= plan.num_steps:
-        length = "warmup_epochs" if plan.recipe.lr.warmup_steps is None else "warmup_steps"
-        line = (
-            f'note: the whole run is warm-up; set="lr.{length}=null lr.warmup_from=null" leaves'
-            " it out"
-        )
-        out.print(line, style="yellow", markup=False)
-
-
-def few_steps_note(out: Console, plan: Plan) -> None:
-    """Where a run from random weights is too short to learn, what score to expect."""
-    num_full = num_full_steps(plan)
-    if num_full is not None and num_full < FEWEST_FULL_STEPS:
-        line = (
-            f"note: expect about chance, 1 of {plan.profile.num_classes:,} classes right: the"
-            f" {counted(plan.num_steps, 'step')} are worth {num_full:.2g} at the peak rate; train"
-            " for more epochs"
-        )
-        out.print(line, style="yellow", markup=False, soft_wrap=True)
-
-
-def num_full_steps(plan: Plan) -> float | None:
-    """The steps of a run from random weights, each counted by its share of the peak rate; counted
-    no further than FEWEST_FULL_STEPS. None where it starts from trained weights.
-    """
-    if plan.recipe.model is not None and plan.recipe.model.pretrained is not None:
-        return None
-    num_full = 0.0
-    for step in range(plan.num_steps):  # ends early: a long run has hundreds of thousands
-        num_full += plan.lr_at(step) / plan.recipe.lr.peak
-        if num_full >= FEWEST_FULL_STEPS:
-            break
-    return num_full
-
-
-def _written(value: object) -> str:
-    """A value as set= reads it."""
-    return f"{value:.6g}" if isinstance(value, float) else json.dumps(value, separators=(",", ":"))
-
-
-def channel_note(out: Console, plan: Plan) -> None:
-    """Which operations of the recipe make no sense for the data's channels, and are not drawn."""
-    for line in channel_notes(plan.recipe.augment, plan.profile.channels):
-        out.print(line, style="yellow", markup=False)
-
-
 def majority_line(out: Console, share_pct: float | None) -> None:
     """The score of always answering the most frequent class, where the labels are known."""
     if share_pct is not None:
@@ -217,37 +150,6 @@ def stand_in_line(out: Console, split: str) -> None:
             f"validation is {split}/: there is no val/; what is chosen by its score is tuned to it"
         )
         out.print(f"note: {line}", style="yellow", markup=False)
-
-
-def precision_note(out: Console, plan: Plan, precision: str) -> None:
-    """Where a run of the source's own data is in another precision than the source's."""
-    scores = [score for score in plan.recipe.published if score.precision]
-    if plan.profile.adapt is not None or precision in {score.precision for score in scores}:
-        return
-    if scores:
-        known = scores[0]
-        source = f"at the source {known.precision} ({known.top1_pct} %)"
-        line = f"note: precision is {precision}, {source}"
-        out.print(line, style="yellow", markup=False)
-
-
-def batch_line(plan: Plan) -> str:
-    batch, world, mix = plan.recipe.batch, plan.world_size, plan.recipe.mix
-    assigned = plan.assignment(0, world)
-    each = -(-plan.norm_samples(0) // assigned.num_parts)
-    number = plan.num_micro_batches // assigned.num_groups * each
-    images = -(-batch.images // (world * number))
-    return (
-        f"{batch.images} images per step = {world} rank{'s' * (world > 1)} x {number} "
-        f"micro-batch{'es' * (number > 1)} x {images} images"
-        + (f" x {plan.recipe.augment_splits} splits" if plan.recipe.augment_splits else "")
-        + (
-            f", {plan.recipe.images_together} shared by {assigned.num_parts} ranks"
-            if assigned.num_parts > 1
-            else ""
-        )
-        + (f", mixed {mix.images} at a time" if mix and mix.images else "")
-    )
 
 
 def module_replacements(plan: Plan) -> tuple[Replacement, ...]:
@@ -342,132 +244,6 @@ def plan_in_full(
     warmup_note(out, plan)
     few_steps_note(out, plan)
     channel_note(out, plan)
-
-
-def model_facts(plan: Plan, model) -> str:
-    """How large a model is, and what one image costs."""
-    test_px = plan.recipe.image.test_px
-    cost = gmacs(model, plan.profile.channels, test_px)
-    freeze = plan.recipe.model.freeze if plan.recipe.model else None
-    frozen = ""
-    if freeze:
-        weights, until = dict(model.named_parameters()), freeze.until_epochs
-        number = sum(weights[name].numel() for name in frozen_names(model, freeze))
-        frozen = f" ({number:,} frozen" + (f" until epoch {until:g})" if until else ")")
-    return (
-        f"{num_parameters(model):,} parameters{frozen}, {cost:.4g} G multiply-adds an image of"
-        f" {test_px} px"
-    )
-
-
-def teacher_facts(plan: Plan, teacher: Teacher) -> str:
-    """Who teaches, by which file, and how."""
-    distill = plan.recipe.distill
-    assert distill is not None and distill.sha256 is not None
-    return (
-        f"{distill.teacher} of {distill.weights} (sha256 {distill.sha256[:12]}), {distill.name},"
-        f" {distill.share:g} of the loss"
-        + ("" if teacher.is_shown_alike else "; the images are normalized anew for it")
-    )
-
-
-def teacher_cost(plan: Plan, model, teacher: Teacher) -> str:
-    """What its forward pass adds to a step, whose backward pass costs two forward ones."""
-    sizes = plan.profile.channels, plan.recipe.image.train_px
-    own, theirs = gmacs(model, *sizes), gmacs(teacher, *sizes)
-    return (
-        f"{theirs:.4g} G multiply-adds an image of {sizes[1]} px, {100 * theirs / (3 * own):.0f} %"
-        " more for a step; none of it is in the model's numbers"
-    )
-
-
-def decay_line(plan: Plan, model) -> str:
-    """On how many of a model's parameters the weight decay is, and what share of the learning rate
-    its layers have, where they differ. Raises PlanError as `param_groups` does.
-    """
-    groups = param_groups(model, plan.recipe.optimizer)
-    counts = [sum(weight.numel() for weight in group["params"]) for group in groups]
-    decayed = sum(n for n, group in zip(counts, groups, strict=True) if group["weight_decay"])
-    line = f"{plan.recipe.optimizer.weight_decay:g} on {decayed:,} of {sum(counts):,} parameters"
-    scales = sorted({group["lr_scale"] for group in groups})
-    if scales != [1.0]:
-        line += f"; the layers have {scales[0]:.3g} to {scales[-1]:.3g} of the learning rate"
-    return line
-
-
-def growth_line(plan: Plan) -> str:
-    """The side of the training images and, where they grow, the first step of each side."""
-    sides = (
-        [plan.train_px_at(step) for step in range(plan.num_steps)]
-        if plan.recipe.image.growth
-        else []
-    )
-    changes = [step for step in range(1, len(sides)) if sides[step] != sides[step - 1]]
-    if not changes:
-        return f"{plan.recipe.image.train_px} px"
-    shown_steps = changes if len(changes) <= _MOST_SIDES else [*changes[:2], changes[-1]]
-    parts = [
-        f"{sides[step]} px from step {step:,} (epoch {step / plan.steps_per_epoch:.4g})"
-        for step in shown_steps
-    ]
-    if len(changes) > _MOST_SIDES:
-        parts.insert(2, f"… {len(changes) - 3} sizes …")
-    return f"{sides[0]} px from step 0, {', '.join(parts)}"
-
-
-def lr_per_epoch(plan: Plan) -> list[float]:
-    """The learning rate of the first step of every epoch."""
-    return [plan.lr_at(epoch * plan.steps_per_epoch) for epoch in range(plan.recipe.epochs)]
-
-
-def lr_table(plan: Plan) -> Table:
-    """The learning rate at the first step of an epoch: of all, or of ten spread over the run, the
-    first after the warm-up and the first of a cooldown.
-    """
-    rates = lr_per_epoch(plan)
-    number = min(_MOST_RATES, len(rates))
-    spread = {round(i * (len(rates) - 1) / max(1, number - 1)) for i in range(number)}
-    after_warmup = plan.num_warmup_steps // plan.steps_per_epoch
-    cooldown = plan.recipe.lr.scheduled_epochs(len(rates))
-    shown = sorted(spread | ({after_warmup, cooldown} & set(range(len(rates)))))
-    table = Table("epoch", "learning rate", box=None, pad_edge=False)
-    for epoch in shown:
-        table.add_row(str(epoch), f"{rates[epoch]:.3e}")
-    return table
-
-
-def sparkline(values: list[float], width: int = 60) -> str:
-    """Values as a line of blocks, at most `width` wide."""
-    top = max(values) or 1.0
-    picked = [
-        values[round(i * (len(values) - 1) / (min(width, len(values)) - 1 or 1))]
-        for i in range(min(width, len(values)))
-    ]
-    return "".join(
-        _BARS[min(len(_BARS) - 1, int(value / top * (len(_BARS) - 1) + 0.5))] for value in picked
-    )
-
-
-def scaling_note(out: Console, plan: Plan) -> None:
-    """Where the batch is another and the learning rate is not: what the recipe's own rule would
-    make of it, and what measures one.
-    """
-    found = rates_by_rule(plan.recipe, plan.deviations)
-    if found is None:
-        return
-    peak, rule = plan.recipe.lr.peak, plan.recipe.lr.scaling
-    line = (
-        f"note: lr.peak stays {peak:g}, which is for {images_of_rate(plan.deviations):,} images a"
-        f" step, here {plan.recipe.batch.images:,}: the recipe has no rule for another batch;"
-        f" {command('lr-find')} with the same words measures one"
-    )
-    if rule is not None:
-        items = " ".join(f"{path}={_written(value)}" for path, value in found.items())
-        line = (
-            f"note: lr.peak stays {peak:g}; the recipe's {rule} rule would make it"
-            f' {found["lr.peak"]:.4g}: set="{items}"'
-        )
-    out.print(line, style="yellow", markup=False, soft_wrap=True)
 
 
 def row(out: Console, row: Row, settings: Settings, plan: Plan) -> None:

@@ -37,7 +37,7 @@ from trainer.runs.results import (
     row_path,
     touches_result,
 )
-from trainer.runs.run_folder import open_model, plan_of_run, read_weights, recipe_of
+from trainer.runs.run_folder import exported_weights, open_model, plan_of_run, recipe_of
 from trainer.runs.verify_curves import curve_checks
 
 # of a checkpoint, for each weight (four numbers of eight bytes, twice over), and for all else
@@ -262,7 +262,7 @@ def _curves(folder: Path, plan: Plan, row: Row | None) -> Iterator[Check]:
 
 def _weights(folder: Path, row: Row) -> Iterator[Check]:
     try:
-        tensors = read_weights(folder)
+        tensors = exported_weights(folder)
     except (
         Exception
     ) as error:  # safetensors has an error of its own, which is none of Python's kinds

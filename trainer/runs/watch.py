@@ -37,6 +37,7 @@ class WatchedRun:
 
     @property
     def state(self) -> str:
+        """As `make runs` says it."""
         return self.own.state
 
     @property

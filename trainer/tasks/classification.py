@@ -39,10 +39,12 @@ class ClassificationScores(Scores):
 
     @property
     def top1_pct(self) -> float:
+        """Of the images, those whose class has the highest logit, in percent."""
         return 100 * self.num_top1 / self.num_images
 
     @property
     def top5_pct(self) -> float:
+        """Of the images, those whose class is among the five highest logits, in percent."""
         return 100 * self.num_top5 / self.num_images
 
     def percentages(self) -> dict[str, float]:

@@ -16,14 +16,13 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from trainer.base.devices import sum_dtype
-from trainer.base.errors import PlanError, UserError
+from trainer.base.errors import DataError, PlanError, UserError
 from trainer.base.names import plain_text
 from trainer.base.settings import Settings
 from trainer.components.task import Moved, TaskSection
 from trainer.data.datasets.layouts import Layout, TargetSet
 from trainer.data.decode import BadImage, Planes, read_image
 from trainer.data.evaluation import EvaluationStream, whole_image, whole_images
-from trainer.data.index import DataError
 from trainer.data.transforms import autocast, scored_inputs
 from trainer.recipe.plan import Plan
 from trainer.tasks.base import Prediction, Scores, Shown, Task, count_of
@@ -55,6 +54,7 @@ class LabelledSet(TargetSet):
 
     @property
     def num_images(self) -> int:  # type: ignore[override]
+        """Images of the split, each with a line of the table."""
         return len(self.images)
 
     @cached_property

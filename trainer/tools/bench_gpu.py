@@ -363,13 +363,13 @@ def comparison_facts(found: Measured) -> dict[str, Any]:
     memory.
     """
     whole = found.rates["end to end"]
-    facts: dict[str, Any] = {"of_step": spread_of(ratios(whole, found.rates["step"]))}
+    facts: dict[str, Any] = {"of_step": median_and_range(ratios(whole, found.rates["step"]))}
     if found.against:
         facts["not_compared"] = found.against
     else:
-        facts["x_timm"] = spread_of(ratios(whole, found.rates["timm's parts"]))
+        facts["x_timm"] = median_and_range(ratios(whole, found.rates["timm's parts"]))
     times = {
-        name: spread_of([1e3 * seconds / rate.num_images for seconds in rate.seconds])
+        name: median_and_range([1e3 * seconds / rate.num_images for seconds in rate.seconds])
         for name, rate in found.optimizer.items()
     }
     return facts | {
@@ -380,7 +380,7 @@ def comparison_facts(found: Measured) -> dict[str, Any]:
     }
 
 
-def spread_of(values: list[float]) -> dict[str, float]:
+def median_and_range(values: list[float]) -> dict[str, float]:
     """The median, the lowest and the highest."""
     found = {"median": statistics.median(values), "low": min(values), "high": max(values)}
     return {name: _round(value) for name, value in found.items()}
@@ -402,7 +402,7 @@ def targets_of(found: Measured) -> list[Target]:
 def _of_step(found: Measured) -> Target:
     each = ratios(found.rates["end to end"], found.rates["step"])
     what, wanted = "end to end, of the step on data on the device", f">= {100 * BOUND_SHARE:.0f} %"
-    median, low, high = (100 * share for share in spread_of(each).values())
+    median, low, high = (100 * share for share in median_and_range(each).values())
     text = f"{median:.1f} % ({low:.1f} to {high:.1f}, {_turns(each)})"
     return Target(what, wanted, text, median >= 100 * BOUND_SHARE)
 
@@ -412,7 +412,7 @@ def _of_timm(found: Measured) -> Target:
     if found.against:
         return Target(what, wanted, f"no such loop: {found.against}", None)
     each = ratios(found.rates["end to end"], found.rates["timm's parts"])
-    median, low, high = spread_of(each).values()
+    median, low, high = median_and_range(each).values()
     text = f"{median:.2f} ({low:.2f} to {high:.2f}, {_turns(each)})"
     return Target(what, wanted, text, median >= TIMM_RATIO)
 

@@ -26,6 +26,7 @@ from importlib import import_module  # by name, inside the probes
 from pathlib import Path
 from types import ModuleType
 
+from trainer.base.cache import cache_folder, cache_note
 from trainer.base.cores import num_cores
 from trainer.base.provenance import PACKAGE_ROOT
 
@@ -319,9 +320,8 @@ def shared_memory(_: Folders, folder: Path = Path("/dev/shm")) -> list[Finding]:
 
 def cache(_: Folders) -> list[Finding]:
     """Where the lists of images and what is compiled are kept."""
-    index = import_module("trainer.data.index")
-    is_good, remedy = not index.cache_note(), "XDG_CACHE_HOME=<a folder>"
-    return judged("cache", str(index.cache_folder()), "a home to write to", is_good, remedy)
+    is_good, remedy = not cache_note(), "XDG_CACHE_HOME=<a folder>"
+    return judged("cache", str(cache_folder()), "a home to write to", is_good, remedy)
 
 
 def disk(folders: Folders) -> list[Finding]:

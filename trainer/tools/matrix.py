@@ -117,6 +117,7 @@ class NoiseSet:
         self.labels = generator.integers(0, NOISE.num_classes, self.num_images)
 
     def read(self, i: int) -> Image.Image:
+        """Image i, of few that repeat."""
         return Image.fromarray(self.images[i % len(self.images)])
 
 

@@ -6,14 +6,14 @@ import pickle
 import numpy as np
 import pytest
 
-from trainer.base.errors import UserError
+from trainer.base.errors import DataError, UserError
 from trainer.data.dataset import open_data
 from trainer.data.datasets import beton
 from trainer.data.datasets.beton import beton_file, chosen_loader, has_betons, open_beton
 from trainer.data.datasets.builtin import FolderSet, open_beton_set
 from trainer.data.decode import BadImage
 from trainer.data.ffcv.beton_writer import Storage, write_beton
-from trainer.data.index import DataError, open_index
+from trainer.data.index import open_index
 from trainer.data.profile import find_profile
 
 

@@ -11,9 +11,9 @@ import pytest
 import torchvision
 from sklearn.datasets import load_digits
 
+from trainer.base.errors import DataError
 from trainer.data.datasets import builtin as sets
 from trainer.data.datasets.builtin import ArraySet, FolderSet, open_set
-from trainer.data.index import DataError
 from trainer.data.profile import find_profile
 from trainer.recipe.profiles import PROFILES
 

@@ -6,10 +6,10 @@ import sys
 import datasets
 import pytest
 
+from trainer.base.errors import DataError
 from trainer.data.dataset import open_data
 from trainer.data.datasets import hf
 from trainer.data.datasets.packed import open_files
-from trainer.data.index import DataError
 from trainer.data.profile import find_profile
 
 ROWS = [("dog", "b.jpg", b"22"), ("cat", "a.jpg", b"1"), ("cat", "c.jpg", b"333")]

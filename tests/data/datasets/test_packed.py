@@ -15,6 +15,7 @@ from sklearn.datasets import load_sample_images
 from typer.testing import CliRunner
 
 from support import packing
+from trainer.base.errors import DataError
 from trainer.components.crops import Flip, RandomResizedCrop
 from trainer.data.check import check_data
 from trainer.data.dataset import open_data
@@ -25,7 +26,7 @@ from trainer.data.datasets.packed import PackedIndex, open_files, packed_kind
 from trainer.data.decode import BadImage
 from trainer.data.evaluation import EvaluationStream, evaluation_batches
 from trainer.data.ffcv.beton_writer import write_beton
-from trainer.data.index import DataError, open_index
+from trainer.data.index import open_index
 from trainer.data.jpeg import Jpeg
 from trainer.data.loader import TrainStream
 from trainer.data.profile import find_profile
@@ -209,7 +210,7 @@ def test_an_unchanged_folder_is_not_listed_again_a_changed_one_is(
     paths = [path for path in root.rglob("*") if path.is_file()]
     for path in paths:
         os.utime(path, (1e9, 1e9))
-    monkeypatch.setattr(packed, "_SETTLED_NS", -(10**18))  # no program sets a file's change time
+    monkeypatch.setattr(packed, "SETTLED_NS", -(10**18))  # no program sets a file's change time
     first = open_files(root, "train"), open_files(root, "val")
     with monkeypatch.context() as again:
         again.setattr(packed, "_build", lambda *_: pytest.fail("listed again"))

@@ -7,9 +7,9 @@ import pyarrow.parquet
 import pytest
 
 from support import packing
+from trainer.base.errors import DataError
 from trainer.data.datasets import parquet
 from trainer.data.datasets.packed import open_files
-from trainer.data.index import DataError
 from trainer.data.profile import find_profile
 
 ROWS = [("cat", "a.jpg", b"1"), ("dog", "b.jpg", b"22"), ("cat", None, b"333")]

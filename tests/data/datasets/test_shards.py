@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from support import packing
-from trainer.base.errors import UserError
+from trainer.base.errors import DataError, UserError
 from trainer.data.datasets import shards
 from trainer.data.datasets.packed import open_files
-from trainer.data.index import DataError
 
 
 def listed(*paths):

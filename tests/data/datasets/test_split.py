@@ -7,10 +7,10 @@ import shlex
 import pytest
 
 from support.commands import rsb
-from trainer.base.errors import UserError
+from trainer.base.errors import DataError, UserError
 from trainer.data.dataset import open_data
 from trainer.data.datasets.split import split_folder, split_name
-from trainer.data.index import DataError, open_index
+from trainer.data.index import open_index
 from trainer.data.profile import find_profile
 
 
@@ -55,6 +55,48 @@ def test_the_row_says_by_which_rule_its_images_were_split(flat, tmp_path, make_f
     for content in ("", "{}", "[]", '{"val_share": "x"}', '{"val_share": null}'):
         (other / "split.json").write_text(content)  # somebody else's
         assert open_data(find_profile(str(other)), other).split == "val"
+
+
+def test_splits_of_other_names_are_those_of_their_usual_ones(make_folder, tmp_path):
+    """The same images, labels and fingerprint as under train/ and val/; timm's --train-split and
+    --val-split.
+    """
+    splits = {"a": {"rose": 3, "iris": 2}, "b": {"rose": 1, "iris": 1}}
+    root = make_folder(name="named", learn=splits["a"], holdout=splits["b"], test=splits["b"])
+    usual = make_folder(name="usual", train=splits["a"], val=splits["b"])
+    done = rsb("split", "--data", root, "--train-split", "learn", "--val_split", "holdout")
+    assert done.exit_code == 0, done.output
+    made = open_data(find_profile(str(split_name(root))), split_name(root))
+    plain = open_data(find_profile(str(usual)), usual)
+    assert made.fingerprint == plain.fingerprint and made.classes == ("iris", "rose")
+    assert "holdout" in made.split and plain.split == "val"
+    for split, folder in (("train", "learn"), ("val", "holdout")):
+        found = open_index(split_name(root), split)
+        for i in range(found.num_images):
+            assert found.path(i).resolve() == (root / folder / found.name(i).decode()).resolve()
+    again = rsb("split", "--data", root, "--train-split", "learn", "--out", tmp_path / "other")
+    assert (
+        again.exit_code == 0
+        and "test" in open_data(find_profile(str(tmp_path / "other")), tmp_path / "other").split
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["--train-split", "lern"], "train_split=lern"),
+        (["--train-split", "a", "--val-split", "a"], "val_split=a"),
+        (["--train-split", "a", "--out", "named/a/out"], "named/a/out"),
+        (["--train-split", "a", "--val-split", "b"], "empty"),
+    ],
+)
+def test_splits_that_cannot_be_are_one_line(make_folder, tmp_path, monkeypatch, words, found):
+    root = make_folder(name="named", a={"rose": 2, "iris": 2}, val={"rose": 1, "iris": 1})
+    (root / "b" / "empty").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    done = rsb("split", "--data", "named", *words)
+    assert done.exit_code == 2 and found in done.stderr and done.stderr.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["named"]
 
 
 def test_a_new_image_moves_at_most_one_other(flat, tmp_path):

@@ -6,9 +6,10 @@ import json
 import pytest
 
 from support.commands import rsb
+from trainer.base.errors import DataError
 from trainer.data.dataset import open_data
 from trainer.data.datasets.split import split_folder, split_name, split_table
-from trainer.data.index import DataError, open_index
+from trainer.data.index import open_index
 from trainer.data.profile import find_profile
 
 NUMBERS = {"rose": 10, "iris": 5}

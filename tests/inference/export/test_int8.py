@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from support.commands import rsb
-from trainer.inference.export.calibration import MOST_IMAGES, chosen
+from trainer.inference.export.calibration import MOST_IMAGES, calibration_images
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +87,9 @@ def test_an_onnx_model_is_quantized_in_the_form_that_others_read(weights, photos
 
 @pytest.mark.parametrize("number", [1, MOST_IMAGES, MOST_IMAGES + 1, 3 * MOST_IMAGES + 5])
 def test_the_photos_that_are_calibrated_on_are_a_fixed_choice(number):
-    found = chosen(range(number))
+    found = calibration_images(range(number))
     assert len(set(found)) == len(found) == min(number, MOST_IMAGES)
-    assert found == chosen(range(number)) and list(found) == sorted(found)
+    assert found == calibration_images(range(number)) and list(found) == sorted(found)
     assert found[-1] >= number - number / len(found) - 1
 
 

@@ -12,11 +12,13 @@ from trainer.models.parts.norm_layers import (
     BatchChannelNorm2d,
     EstimatedBatchNorm2d,
     GhostBatchNorm2d,
+    SplitBatchNorm2d,
 )
 
 EPS, RATE = 1e-5, 0.1
 LAYERS = {
     "ghost": lambda: GhostBatchNorm2d(6, 4, eps=EPS, momentum=RATE),
+    "split": lambda: SplitBatchNorm2d(6, 2, eps=EPS, momentum=RATE),
     "estimated": lambda: EstimatedBatchNorm2d(6, eps=EPS, momentum=RATE),
     "bcn_batch": lambda: BatchChannelNorm2d(6, 3, EPS, RATE, "batch"),
     "bcn_estimated": lambda: BatchChannelNorm2d(6, 3, EPS, RATE, "estimated"),

@@ -5,7 +5,7 @@ and trains.
 import pytest
 import timm
 import torch
-from timm.layers import EvoNorm2dS0, FilterResponseNormTlu2d
+from timm.layers import EvoNorm2dS0, FilterResponseNormTlu2d, convert_splitbn_model
 from torch import nn
 
 from trainer.base.component import registered
@@ -16,6 +16,7 @@ PARTS = {
     "batch_norm": norms.BatchNorm(momentum=0.2, eps=1e-4, affine=True),
     "batch_norm_plain": norms.BatchNorm(momentum=0.2, eps=1e-4, affine=False),
     "ghost_batch_norm": norms.GhostBatchNorm(images=2, momentum=0.2, eps=1e-4),
+    "split_batch_norm": norms.SplitBatchNorm(splits=2, momentum=0.2, eps=1e-4),
     "group_norm": norms.GroupNorm(groups=8, eps=1e-4),
     "group_norm_sized": norms.GroupNorm(channels_per_group=8, eps=1e-4),
     "layer_norm_2d": norms.LayerNorm2d(eps=1e-4),
@@ -85,6 +86,39 @@ def test_a_norm_in_a_model_is_torchs_or_timms(name):
         torch.testing.assert_close(norm.train(mode)(x), reference.train(mode)(y), rtol=0, atol=1e-5)
     norm.train()(x).square().sum().backward(), reference.train()(y).square().sum().backward()
     torch.testing.assert_close(x.grad, y.grad, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("base", "num_splits"), [("resnet18", 2), ("resnet18", 3), ("resnetv2_18", 3)]
+)
+def test_a_norm_for_each_split_is_timms(base, num_splits):
+    """timm's --split-bn: the model that it converts has the same weights, starts, answers,
+    gradients and statistics.
+    """
+    torch.manual_seed(0)
+    ours, theirs = (timm.create_model(base, num_classes=10) for _ in range(2))
+    norms.SplitBatchNorm(splits=num_splits, momentum=0.1, eps=1e-5).apply(ours, 64)
+    theirs.load_state_dict(timm.create_model(base, num_classes=10).state_dict())
+    theirs = convert_splitbn_model(theirs, num_splits)
+    names = [name for name, _ in theirs.named_parameters() if "aux_bn" in name]
+    own = [name for name, _ in ours.named_parameters() if "aux_bn" in name]
+    assert len(own) == len(names) > 0
+    start = [ours.get_parameter(name).detach() for name in own]
+    for mine, other in zip(start, names, strict=True):
+        assert torch.equal(mine, theirs.get_parameter(other))
+    with torch.no_grad():
+        for weight in theirs.parameters():
+            weight += 0.1 * torch.randn(weight.shape)
+    for mine, other in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True):
+        mine.copy_(other)
+    x = images(2 * num_splits)
+    for model in (ours, theirs):
+        model.train()(x).square().sum().backward()
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, other.grad)
+    for mine, other in zip(ours.buffers(), theirs.buffers(), strict=True):
+        assert torch.equal(mine, other)
+    assert torch.equal(ours.eval()(x[:1]), theirs.eval()(x[:1]))
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,11 @@ import pytest
 from PIL import Image
 
 from support.boxed import changed, coco_folder
+from trainer.base.errors import DataError
 from trainer.data.check import check_data
 from trainer.data.dataset import open_data
 from trainer.data.datasets.layouts import layout_of
 from trainer.data.decode import BadImage
-from trainer.data.index import DataError
 from trainer.data.profile import find_profile
 
 

@@ -64,6 +64,7 @@ class LocalCells:
 
     @property
     def num_running(self) -> int:
+        """Runs that have been started and not ended."""
         return len(self._running)
 
     def start(self, what) -> None:

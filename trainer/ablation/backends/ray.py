@@ -96,6 +96,7 @@ class RayCells:
 
     @property
     def num_running(self) -> int:
+        """Runs that have been started and not ended."""
         return len(self._running)
 
     def start(self, what: Repeat) -> None:

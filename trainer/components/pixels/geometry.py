@@ -22,7 +22,6 @@ from trainer.components.transfer import colour_on, on
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 _NEAREST, _BILINEAR, _BICUBIC = range(3)
-_NUM_TAPS = (1, 2, 4)
 _CHANNELS_PER_WORD = 3  # 24 bits, which float32 holds exactly
 
 

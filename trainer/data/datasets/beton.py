@@ -23,11 +23,10 @@ import numpy as np
 from PIL import Image
 
 from trainer.base.commands import command, program
-from trainer.base.errors import UserError
+from trainer.base.errors import DataError, UserError
 from trainer.base.json_text import json_file
 from trainer.data.datasets.packed import holds_files
 from trainer.data.decode import BadImage, Pixels
-from trainer.data.index import DataError
 from trainer.data.jpeg import resized
 
 VERSION = 2  # of ffcv's format

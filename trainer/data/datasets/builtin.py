@@ -16,13 +16,14 @@ import torchvision
 from PIL import Image
 
 from trainer.base import streams
+from trainer.base.cache import cache_folder
 from trainer.base.commands import command
-from trainer.base.errors import UserError
+from trainer.base.errors import DataError, UserError
 from trainer.data.datasets.beton import BetonSet, open_beton
 from trainer.data.datasets.members import read_for_training, read_image
 from trainer.data.datasets.packed import holds_files, open_files
 from trainer.data.decode import Pixels, Planes
-from trainer.data.index import DataError, Index, cache_folder
+from trainer.data.index import Index
 from trainer.recipe.profiles import KNOWN_SETS, PROFILES, Profile
 
 DIGITS_VAL_PER_CLASS = 36

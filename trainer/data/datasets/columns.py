@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from trainer.base.errors import DataError
 from trainer.data.datasets.listing import Listing
-from trainer.data.index import DataError
 
 _IMAGES = ("image", "img")
 _LABELS = ("label", "labels", "class", "cls", "fine_label")  # fine_label: CIFAR-100's

@@ -8,10 +8,11 @@ from bisect import bisect_right
 from itertools import accumulate
 from pathlib import Path
 
+from trainer.base.errors import DataError
 from trainer.base.json_text import json_file
 from trainer.data.datasets.columns import add_rows, bytes_of, columns_of
 from trainer.data.datasets.listing import Listing
-from trainer.data.index import DataError, folder_names
+from trainer.data.image_folder import folder_names
 
 _METADATA_FILES = ("state.json", "dataset_info.json")
 

@@ -15,9 +15,9 @@ from typing import Any, ClassVar
 import numpy as np
 from PIL import Image
 
+from trainer.base.errors import DataError
 from trainer.components.task import TaskSection
 from trainer.data.decode import Planes, Readable
-from trainer.data.index import DataError
 from trainer.recipe.profiles import IMAGENET_MEAN, IMAGENET_STD, Profile
 
 _LONGEST_NAME_BYTES = 100  # of a folder, in the names of its runs
@@ -40,6 +40,7 @@ class TargetSet(ABC):
 
     @property
     def labels(self) -> np.ndarray:
+        """[N] int32, all 0: an image of such a set has no one class."""
         return np.zeros(self.num_images, np.int32)
 
     @abstractmethod

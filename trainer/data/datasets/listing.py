@@ -17,14 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.data.index import (
-    ARRAYS,
-    FOLDERS,
-    STAND_INS,
-    DataError,
-    check_spelling,
-    spelled_otherwise,
-)
+from trainer.base.errors import DataError
+from trainer.data.image_folder import FOLDERS, STAND_INS, check_spelling, spelled_otherwise
+from trainer.data.index import ARRAYS
 
 PLACES = {"files": np.int32, "starts": np.int64}  # of each image: which file, and where in it
 _SPLITS = {name: split for split, names in FOLDERS.items() for name in names}

@@ -16,31 +16,26 @@ from pathlib import Path
 
 import numpy as np
 
+from trainer.base.cache import cache_folder
 from trainer.base.commands import command, quoted
+from trainer.base.errors import DataError
 from trainer.base.json_text import json_file
 from trainer.data.datasets import hf, parquet, shards
 from trainer.data.datasets.formats import FORMATS, FileFormat
 from trainer.data.datasets.listing import PLACES, classes_of, stands_for
 from trainer.data.datasets.split import split_name
-from trainer.data.index import (
+from trainer.data.image_folder import (
+    SETTLED_NS,
     STAND_INS,
-    DataError,
-    Index,
-    array_file,
     begins_with_images,
-    cache_folder,
-    fingerprint_of,
     has_class_folders,
     instead_of,
     is_image_folder,
     kinds_of,
-    open_index,
-    stem_of,
-    store_index,
 )
+from trainer.data.index import Index, array_file, fingerprint_of, open_index, stem_of, store_index
 
 _LAYOUT = "packed 2"  # of the cached files
-_SETTLED_NS = 2_000_000_000  # as for folders
 
 
 class Shards(FileFormat):
@@ -316,7 +311,7 @@ def _settled_stamps(stamps: dict[str, list[int]]) -> dict[str, list[int]]:
     """
     now = time.time_ns()
     return {
-        name: [time_ns if now - max(time_ns, changed_ns) > _SETTLED_NS else -1, changed_ns, size]
+        name: [time_ns if now - max(time_ns, changed_ns) > SETTLED_NS else -1, changed_ns, size]
         for name, (time_ns, changed_ns, size) in stamps.items()
     }
 

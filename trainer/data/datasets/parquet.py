@@ -16,10 +16,10 @@ from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 
+from trainer.base.errors import DataError
 from trainer.base.json_text import json_of
 from trainer.data.datasets.columns import Columns, add_rows, bytes_of, columns_of
 from trainer.data.datasets.listing import Listing, files_of
-from trainer.data.index import DataError
 
 _ROWS_AT_ONCE = 256
 _LARGEST_GROUP_MIB = 256  # a worker holds one at least

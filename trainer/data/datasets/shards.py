@@ -18,9 +18,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+from trainer.base.errors import DataError
 from trainer.base.json_text import json_of
 from trainer.data.datasets.listing import Listing, files_of
-from trainer.data.index import EXTENSIONS, FOLDERS, DataError, extension_of
+from trainer.data.image_folder import EXTENSIONS, FOLDERS, extension_of
 
 _LABELS = ("cls", "json")  # the first there is counts
 _LARGEST_LABEL_BYTES = 2**20

@@ -1,5 +1,5 @@
-"""A folder of class folders, or a table of paths and labels, as train/ and val/, by links: the
-images stay where they are.
+"""A folder of class folders, one whose splits have other names, or a table of paths and labels, as
+train/ and val/, by links: the images stay where they are.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from trainer.base.disk import why
-from trainer.base.errors import UserError
+from trainer.base.errors import DataError, UserError
 from trainer.base.json_text import json_file
 from trainer.base.names import plain_text, why_no_name
-from trainer.data.index import EXTENSIONS, DataError, check_spelling, class_files
+from trainer.data.image_folder import EXTENSIONS, check_spelling, class_files
 
 RULE = "of each class, the first by sha256 of class/file"
 TABLES = (".csv", ".tsv", ".parquet")  # of paths and labels
@@ -55,6 +55,8 @@ def split_of(folder: Path) -> str:
         facts = json_file(folder / _FACTS)
         if "column" in facts:
             return f"val (by the column split of {plain_text(facts['column'])})"
+        if "folders" in facts:
+            return f"val (the folder {plain_text(facts['folders']['val'])})"
         return f"val ({facts['val_share']:g} {RULE})"
     except (OSError, ValueError, KeyError, TypeError):
         return "val"
@@ -86,6 +88,36 @@ def split_folder(root: Path, out: Path, val_share: float, is_again: bool = False
             links.append((split, os.fsdecode(name), root / os.fsdecode(name)))
     facts = {"of": str(root.resolve()), "val_share": val_share, "rule": RULE}
     return _link(out, links, facts, is_again)
+
+
+def split_named(
+    root: Path, out: Path, folders: Mapping[str, str], is_again: bool = False
+) -> dict[str, int]:
+    """The same of a folder whose splits have other names. folders: of "train" and of "val", below
+    root. Each split has all images of its folder. Gives the images of each split.
+
+    Raises UserError for a folder that is not there, or is both; DataError and others as
+    split_folder does.
+    """
+    for split, name in folders.items():
+        if not name or not (root / name).is_dir():
+            found = ", ".join(sorted(path.name for path in root.iterdir() if path.is_dir()))
+            raise UserError(f"{split}_split={name}: no folder of {root}", f"use one of: {found}")
+    places = {os.path.realpath(root / name) for name in folders.values()}
+    if len(places) < len(folders):
+        raise UserError(
+            f"train_split={folders['train']} val_split={folders['val']}: one folder",
+            "use two, or leave both out",
+        )
+    if places & {os.path.realpath(one) for one in (out, *out.parents)}:
+        raise UserError(f"{out}: lies in a split, where it would be a class", "use another out=")
+    links = [
+        (split, os.fsdecode(path), root / name / os.fsdecode(path))
+        for split, name in folders.items()
+        for paths in class_files(root / name).values()
+        for path in paths
+    ]
+    return _link(out, links, {"of": str(root.resolve()), "folders": dict(folders)}, is_again)
 
 
 def split_table(table: Path, out: Path, val_share: float, is_again: bool = False) -> dict[str, int]:

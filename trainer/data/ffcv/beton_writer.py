@@ -22,13 +22,12 @@ import numpy as np
 from PIL import Image
 
 from trainer.base.disk import write_atomically
-from trainer.base.errors import UserError
+from trainer.base.errors import DataError, UserError
 from trainer.data.content import content_digest
 from trainer.data.datasets import beton
 from trainer.data.datasets.beton import Beton, BetonSet
 from trainer.data.datasets.builtin import FolderSet, ImageSet
 from trainer.data.decode import Planes
-from trainer.data.index import DataError
 from trainer.recipe.profiles import Profile
 
 _IMAGES_AT_ONCE = 256  # encoded but not yet written: bounds the memory, and what a stop loses

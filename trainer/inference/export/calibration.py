@@ -19,13 +19,13 @@ from trainer.inference.quality import judge
 MOST_IMAGES = 128
 
 
-def chosen(paths: Sequence[Path]) -> tuple[Path, ...]:
+def calibration_images(paths: Sequence[Path]) -> tuple[Path, ...]:
     """At most MOST_IMAGES of them, at equal steps of their order."""
     number = min(len(paths), MOST_IMAGES)
     return tuple(paths[place * len(paths) // number] for place in range(number))
 
 
-def inputs_of(
+def calibration_inputs(
     classifier: Classifier, paths: Sequence[Path], settings: Settings, check: Callable[[], None]
 ) -> list[np.ndarray]:
     """The model's input [1, C, px, px] float32 of each image that can be read.

@@ -28,6 +28,7 @@ class Timing:
 
     @property
     def median_s(self) -> float:
+        """Seconds of the median call over all rounds."""
         return float(np.median(np.concatenate(self.rounds)))
 
     @property

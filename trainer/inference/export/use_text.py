@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from trainer.components.crops import evaluation_size
-from trainer.data.index import EXTENSIONS
+from trainer.data.image_folder import EXTENSIONS
 from trainer.inference.classifier import Classifier
 from trainer.inference.export.formats import INPUT, OUTPUT, Format
 from trainer.models.trained import num_logits

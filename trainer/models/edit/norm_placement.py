@@ -48,6 +48,10 @@ class NormPart(Part):
         """Has it a learned gamma?"""
         return True
 
+    def start_at_zero(self, norm: nn.Module) -> None:
+        """Zero a norm's gamma, as a residual branch's last one may start."""
+        nn.init.zeros_(norm.get_parameter("weight"))
+
     def num_groups(self, num_channels: int) -> int | None:
         """Groups of channels that share a statistic of one image; None for batch statistics, or
         none at all.
@@ -93,9 +97,8 @@ class NormPart(Part):
         """Replace one norm; returns the new norm alone, without the layers kept after it."""
         old = place.module
         new = self.layer(place.num_channels, is_activated)
-        gamma = getattr(new, "weight", None)
-        if gamma is not None and starts_at_zero(old):
-            nn.init.zeros_(gamma)
+        if getattr(new, "weight", None) is not None and starts_at_zero(old):
+            self.start_at_zero(new)
         if is_activated and place.activation is not None:
             replace_module(model, place.activation, nn.Identity())
         if place.is_channels_last:

@@ -108,6 +108,7 @@ class ConvLocation:
 
     @property
     def is_depthwise(self) -> bool:
+        """Has each channel a kernel of its own?"""
         return self.module.groups > 1 and self.module.groups == self.module.in_channels
 
 

@@ -67,6 +67,34 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
         return f"{super().extra_repr()}, images={self.images}"
 
 
+class SplitBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalization with a layer of its own for each split of a micro-batch.
+
+    The images come split after split, as many of each. The first split goes through this layer,
+    the others through those of aux_bn: statistics, gamma and beta are each one's own. Evaluation is
+    by the first alone.
+    """
+
+    def __init__(self, num_channels: int, splits: int, eps: float, momentum: float) -> None:
+        super().__init__(num_channels, eps=eps, momentum=momentum)
+        self.aux_bn = nn.ModuleList(
+            nn.BatchNorm2d(num_channels, eps=eps, momentum=momentum) for _ in range(splits - 1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[splits * B, C, H, W] in training, [B, C, H, W] in evaluation."""
+        if not self.training:
+            return super().forward(x)
+        first, *others = x.unflatten(0, (1 + len(self.aux_bn), -1))
+        made = [super().forward(first)]
+        made += [norm(split) for norm, split in zip(self.aux_bn, others, strict=True)]
+        return torch.cat(made)
+
+    def sample_note(self, num_images: int) -> str:
+        """How a micro-batch is split into samples of the statistics."""
+        return f"each of {1 + len(self.aux_bn)} splits of the {num_images}"
+
+
 class StepNorm(nn.Module, ABC):
     """A norm whose running statistics are updated once per optimizer step, from what all its
     micro-batches have accumulated.

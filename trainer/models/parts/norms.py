@@ -12,7 +12,11 @@ from torch import nn
 from trainer.base.errors import PlanError
 from trainer.models.edit.norm_placement import GroupedNormPart, NormPart
 from trainer.models.edit.replacement import NormLocation, ReplacementError
-from trainer.models.parts.norm_layers import BatchChannelNorm2d, GhostBatchNorm2d
+from trainer.models.parts.norm_layers import (
+    BatchChannelNorm2d,
+    GhostBatchNorm2d,
+    SplitBatchNorm2d,
+)
 
 Epsilon = Annotated[float, Field(gt=0, le=1)]
 Momentum = Annotated[float, Field(gt=0, le=1)]
@@ -75,6 +79,43 @@ class GhostBatchNorm(NormPart):
                 f"model.norm.images {self.images}: the {num_images} images of a micro-batch "
                 f"(batch.norm_images) would be one virtual batch, which is batch_norm; "
                 f"use {smaller}"
+            )
+
+
+class SplitBatchNorm(NormPart):
+    """BatchNorm with statistics, gamma and beta of its own for each augmentation split; the first
+    split's, of the images that are augmented least, serve in evaluation. See SplitBatchNorm2d.
+
+    splits: as augment_splits. momentum, eps: as in BatchNorm.
+
+    Source: Xie et al. 2019, arXiv:1911.09665 (auxiliary batch norm); timm's --split-bn.
+    """
+
+    name: Literal["split_batch_norm"] = "split_batch_norm"
+    example: ClassVar[dict[str, Any]] = {"splits": 2, "momentum": 0.1, "eps": 1e-5}
+    splits: Annotated[int, Field(ge=2, le=16)]
+    momentum: Momentum
+    eps: Epsilon
+
+    def layer(self, num_channels: int, is_activated: bool) -> nn.Module:
+        return SplitBatchNorm2d(num_channels, self.splits, eps=self.eps, momentum=self.momentum)
+
+    def start_at_zero(self, norm: nn.Module) -> None:
+        for each in norm.modules():
+            if isinstance(each, nn.BatchNorm2d):
+                super().start_at_zero(each)
+
+    def check(self, plan) -> None:
+        """Reject another number of splits than the images have."""
+        found = plan.recipe.augment_splits
+        if found != self.splits:
+            there = "augment_splits is off" if found is None else f"augment_splits is {found}"
+            raise PlanError(
+                f"model.norm.splits is {self.splits}, and {there}",
+                f"use augment_splits={self.splits}, or model.norm.name=batch_norm"
+                if found is None
+                else f"use model.norm.splits={found}",
+                path=("model", "norm", "splits"),
             )
 
 

@@ -71,6 +71,7 @@ class ZooModel(nn.Module):
         self.head_drop = nn.Dropout(drop_rate)
 
     def forward_features(self, x: Tensor) -> Tensor:
+        """Images [B, C, H, W] to what `pool` makes vectors of, as timm's models have it."""
         raise NotImplementedError
 
     def pool(self, x: Tensor) -> Tensor:
@@ -78,6 +79,7 @@ class ZooModel(nn.Module):
         raise NotImplementedError
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Features to logits [B, num_classes], or to vectors [B, num_features] with pre_logits."""
         vectors = self.head_drop(self.pool(x))
         return vectors if pre_logits else self.head(vectors)
 
@@ -85,6 +87,7 @@ class ZooModel(nn.Module):
         return self.forward_head(self.forward_features(x))
 
     def get_classifier(self) -> nn.Module:
+        """The last layer, which has the classes."""
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:

@@ -110,6 +110,7 @@ class TorchvisionModel(nn.Module):
         return linear[-1] if linear else [n for n, kind in kinds.items() if kind is nn.Conv2d][-1]
 
     def get_classifier(self) -> nn.Module:
+        """The last layer, which has the classes."""
         return self.get_submodule(self._classifier_name())
 
     def no_weight_decay(self) -> set[str]:

@@ -82,6 +82,7 @@ class PlainViT(VisionTransformer):
         return x.flatten(1, 2) + positions
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Tokens [B, N, D] to logits [B, num_classes], or to vectors [B, D] with pre_logits."""
         vectors = self.head_drop(self.pre_logits(self.pool(x)).tanh())
         return vectors if pre_logits else self.head(vectors)
 

@@ -54,6 +54,7 @@ class Kept:
         return new
 
     def write(self) -> None:
+        """Put it on the disk, whole or not at all."""
         part = self._path.with_suffix(".part")
         with contextlib.suppress(OSError):  # a full disk: then a resumed run may say points twice
             part.write_text(json.dumps({"run_id": self.run_id, "steps": self._steps}) + "\n")

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from trainer.base.errors import DataError
 from trainer.components.letterbox import whole_box
 from trainer.components.task import Moved
 from trainer.data.datasets.layouts import Layout, TargetSet
@@ -30,7 +31,7 @@ from trainer.data.decode import (
     train_square,
 )
 from trainer.data.evaluation import never_skipped
-from trainer.data.index import STAND_INS, DataError
+from trainer.data.image_folder import STAND_INS
 from trainer.tasks.detection import coco, voc
 from trainer.tasks.detection.annotations import Annotations, Fault
 
@@ -59,10 +60,12 @@ class BoxSet(TargetSet):
 
     @property
     def num_images(self) -> int:  # type: ignore[override]
+        """Images of the split, those without a box too."""
         return len(self.annotations.names)
 
     @property
     def classes(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The classes' names, in the order of their labels."""
         return self.annotations.classes
 
     @property

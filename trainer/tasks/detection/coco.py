@@ -9,8 +9,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from trainer.base.errors import DataError
 from trainer.base.json_text import json_file
-from trainer.data.index import DataError
 from trainer.tasks.detection.annotations import Annotations, Gathered
 
 _SPLITS = {"train": "train", "val": "val(?:id|idation)?"}

@@ -77,12 +77,14 @@ class Detection(Task):
 
     @property
     def section(self) -> DetectionSection:
+        """The recipe's section `task`."""
         section = self.plan.recipe.of_task
         assert isinstance(section, DetectionSection), "it made this"
         return section
 
     @property
     def detector(self) -> Detector:
+        """The component that builds the model and has its loss."""
         return self.section.detector
 
     @property

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 from trainer.base.disk import UnfitFile, read_regular
-from trainer.data.index import DataError
+from trainer.base.errors import DataError
 from trainer.tasks.detection.annotations import Annotations, Gathered
 
 # the lists that a split may have, the first that is there

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
+from trainer.base.errors import DataError
 from trainer.data.datasets.layouts import Layout
-from trainer.data.index import EXTENSIONS, FOLDERS, STAND_INS, DataError
+from trainer.data.image_folder import EXTENSIONS, FOLDERS, STAND_INS
 from trainer.tasks.segmentation.masks import CLASSES_FILE, MaskedSet, read_classes, table_of
 
 _VOC = (

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from trainer.base.errors import DataError
 from trainer.base.names import plain_text
 from trainer.components.task import Moved
 from trainer.data.datasets.layouts import TargetSet
@@ -22,7 +23,6 @@ from trainer.data.datasets.members import content_of, read_image
 from trainer.data.decode import BadImage, Planes, Readable, named, open_content
 from trainer.data.decode import whole_image as resized
 from trainer.data.evaluation import never_skipped
-from trainer.data.index import DataError
 
 IGNORED = 255  # of a mask's pixels: neither trained on nor scored
 CLASSES_FILE = "classes.txt"
@@ -48,6 +48,7 @@ class MaskedSet(TargetSet):
 
     @property
     def num_images(self) -> int:  # type: ignore[override]
+        """Images of the split, each with its mask."""
         return len(self.images)
 
     @cached_property

@@ -8,10 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+from trainer.base.errors import DataError
 from trainer.base.json_text import json_file
 from trainer.data.datasets import hf
 from trainer.data.datasets.layouts import Layout
-from trainer.data.index import STAND_INS, DataError
+from trainer.data.image_folder import STAND_INS
 from trainer.tasks.segmentation.masks import CLASSES_FILE, MaskedSet, read_classes
 
 # Names of columns of the Hub's sets; where nothing else is an image, any other is the mask's.

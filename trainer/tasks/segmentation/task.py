@@ -46,6 +46,7 @@ class SegmentationScores(Scores):
 
     @property
     def num_pixels(self) -> int:
+        """The pixels that count, over all images."""
         return sum(self.expected)
 
     def of_classes(self) -> tuple[float | None, ...]:
