@@ -211,6 +211,11 @@ class Row(StrictModel):
         return dict(self.scores_pct)
 
     @property
+    def is_counted(self) -> bool:
+        """Is the main score a share of the val images, each right or wrong?"""
+        return self.task == CLASSIFICATION
+
+    @property
     def main_pct(self) -> float | None:
         """The score that rows are compared by; None where there is none."""
         return next(iter(self.percentages.values()), None)
