@@ -29,6 +29,7 @@ EACH_PAGE = pytest.mark.parametrize("path", PATHS, ids=[path.stem for path in PA
 NUM_CELLS = {
     "activations": 4,
     "attention": 7,
+    "camvid-weights": 2,
     "decay-of-embeddings": 4,
     "families": 14,
     "finetune": 3,
@@ -39,6 +40,8 @@ NUM_CELLS = {
     "recipes": 12,
     "repeated-augmentation": 4,
     "retinanet-focal": 4,
+    "retinanet-focal-short": 2,
+    "retinanet-norms": 12,
     "roadmap": 17,
     "rsb-ingredients": 12,
     "rsb-loss": 8,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,11 @@ augment:
   - {name: flip}
 image: {train_px: 64, test_px: 64, test_crop_share: 1.0, test_interpolation: bilinear}
 """
+
+DETA = """{name: detection, detector: {name: deta, channels: 32, num_levels: 3, num_heads: 4, num_points: 2,
+    hidden_channels: 64, encoder_layers: 1, decoder_layers: 2, norm_groups: 4, num_queries: 30, most_per_box: 4,
+    l1_weight: 5.0, giou_weight: 2.0, nms_iou: 0.7, most_found: 20}}"""
+DETECTORS = {"retinanet": {}, "deta": {"task": DETA}}  # other lines of RECIPE
 
 
 def picture(draw, width: int, height: int) -> tuple[Image.Image, list[tuple[list[int], str]]]:
@@ -91,22 +97,17 @@ def recipe(folder: Path, **lines: str) -> Path:
     """The file of RECIPE in a folder, with other lines in place of its own."""
     text = RECIPE
     for key, line in lines.items():
-        start = text.index(f"\n{key}:") + 1
-        end = next(
-            place
-            for place in range(text.index("\n", start) + 1, len(text) + 1)
-            if place == len(text) or text[place] != " "
-        )
-        text = f"{text[:start]}{key}: {line}\n{text[end:]}"
+        found = re.search(rf"^{key}:.*\n(?: .*\n)*", text, re.MULTILINE)
+        text = text.replace(found[0], f"{key}: {line}\n")
     path = folder / "tiny-boxes.v1.yaml"
     path.write_text(text)
     return path
 
 
-def words(folder: Path, data: Path, workers: int = 0, more: str = "") -> list[str]:
+def words(folder: Path, data: Path, workers: int = 0, more: str = "", **lines: str) -> list[str]:
     """Those of a run of RECIPE on a folder of boxes."""
     named = {
-        "recipe": recipe(folder), "model": MODEL, "data": data, "device": "cpu",
+        "recipe": recipe(folder, **lines), "model": MODEL, "data": data, "device": "cpu",
         "workers": workers, "checkpoint-s": 0, "runs": folder / "runs",
         "results": folder / "results", "set": more,
     }  # fmt: skip

@@ -365,11 +365,9 @@ def _check_warmup(recipe: Recipe, steps_per_epoch: int) -> None:
         recipe.lr.schedule.min_steps_after_warmup(steps_per_epoch),
     )
     if (recipe.lr.warmup_steps or 0) > num_steps - needed:
-        fix = (
-            {"lr.warmup_steps": num_steps - needed}
-            if num_steps > needed
-            else recipe.lr.without_warmup("warmup_steps")
-        )
+        # what fits best may be all of the run, which then never leaves the warm-up
+        half = min(num_steps // 2, num_steps - needed)
+        fix = {"lr.warmup_steps": half} if half > 0 else recipe.lr.without_warmup("warmup_steps")
         raise PlanError(
             f"lr.warmup_steps {recipe.lr.warmup_steps} does not fit into the run's {num_steps}"
             " steps",

@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision.ops import box_iou
 
 from support import boxed, forked
-from support.boxed import coco_folder, recipe
+from support.boxed import DETECTORS, coco_folder, recipe
 from support.commands import rsb
 from support.endings import ending
 from support.ranked import on_ranks
@@ -34,20 +34,26 @@ def data(tmp_path_factory):
     return coco_folder(tmp_path_factory.mktemp("data") / "boxes")
 
 
+@pytest.fixture(scope="module", params=DETECTORS)
+def lines(request):
+    """Those of RECIPE that a detector has in other words."""
+    return DETECTORS[request.param]
+
+
 @pytest.fixture(scope="module")
-def ended(data, tmp_path_factory):
+def ended(data, lines, tmp_path_factory):
     """The folder of an undisturbed run."""
     folder = tmp_path_factory.mktemp("ended")
-    code, printed = forked.end_of(boxed.words(folder, data))
+    code, printed = forked.end_of(boxed.words(folder, data, **lines))
     assert code == 0, printed
     return folder
 
 
-def test_killed_and_resumed_with_other_workers_it_ends_the_same(data, ended, tmp_path):
+def test_killed_and_resumed_with_other_workers_it_ends_the_same(data, lines, ended, tmp_path):
     for step, workers in ((2, 0), (4, 2)):
-        words = boxed.words(tmp_path, data, workers)
+        words = boxed.words(tmp_path, data, workers, **lines)
         assert forked.end_of(words, "step", step)[0] == -signal.SIGKILL
-    code, printed = forked.end_of(boxed.words(tmp_path, data, 1))
+    code, printed = forked.end_of(boxed.words(tmp_path, data, 1, **lines))
     assert code == 0 and "resumed after step" in printed, printed
     expected = ending(ended)
     assert ending(tmp_path) == expected
@@ -79,18 +85,28 @@ def test_predict_writes_pictures_and_the_boxes(ended, data, tmp_path):
     assert len(list(out.glob("*.png"))) == len(paths)
 
 
+def test_an_export_is_refused_by_the_tasks_name(ended):
+    (run,) = (ended / "runs").glob("tiny-boxes*")
+    done = rsb("export", "--run", run, "--to", "torch_export")
+    assert done.exit_code == 2 and "a run of detection" in done.output, done.output
+
+
 @pytest.mark.parametrize("num_ranks", [2, 4])
-def test_one_rank_of_four_micro_batches_is_several_ranks(data, tmp_path, num_ranks):
-    given = str(recipe(tmp_path)), str(data), 3
+def test_one_rank_of_four_micro_batches_is_several_ranks(data, lines, tmp_path, num_ranks):
+    given = str(recipe(tmp_path, **lines)), str(data), 3
     expected = on_ranks(boxed.steps, 1, *given)[0]
     for found in on_ranks(boxed.steps, num_ranks, *given):
         assert found["losses"] == pytest.approx(expected["losses"], rel=1e-5)
         for name, weight in expected["weights"].items():
-            torch.testing.assert_close(found["weights"][name], weight, rtol=1e-3, atol=1e-5)
+            own = found["weights"][name]
+            # keys' biases, the middle third, do nothing: their gradient is rounding
+            if name.endswith("in_proj_bias"):
+                weight, own = (torch.cat([one[:32], one[64:]]) for one in (weight, own))
+            torch.testing.assert_close(own, weight, rtol=1e-3, atol=1e-5)
 
 
-def test_scores_are_the_same_on_any_number_of_ranks(data, tmp_path):
-    given = str(recipe(tmp_path)), str(data)
+def test_scores_are_the_same_on_any_number_of_ranks(data, lines, tmp_path):
+    given = str(recipe(tmp_path, **lines)), str(data)
     expected = on_ranks(boxed.scores, 1, *given)[0]
     for num_ranks in (2, 3):
         for found in on_ranks(boxed.scores, num_ranks, *given):
@@ -99,9 +115,9 @@ def test_scores_are_the_same_on_any_number_of_ranks(data, tmp_path):
             assert found == {key: one for key, one in expected.items() if key != "loss_nats"}
 
 
-def test_it_learns_and_the_level_of_knowing_nothing_is_left_behind(data, tmp_path):
+def test_it_learns_and_the_level_of_knowing_nothing_is_left_behind(data, lines, tmp_path):
     overrides = "epochs=24 batch.norm_images=8 lr.peak=4e-3 augment.letterbox.scale=null"
-    plan = boxed.planned(alone(), str(recipe(tmp_path)), str(data), overrides)
+    plan = boxed.planned(alone(), str(recipe(tmp_path, **lines)), str(data), overrides)
     opened = open_data(plan.profile, data)
     state, task = TrainingState(plan, SETTINGS), task_of(plan, SETTINGS)
     losses = []

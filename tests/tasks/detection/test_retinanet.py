@@ -134,7 +134,7 @@ def test_cross_entropy_is_focal_loss_without_its_focus(pair, images):
 
 def test_the_constant_level_is_below_any_constant_answer_and_near_the_best(pair):
     boxes = padded([BOXES[0], BOXES[0][:2]])
-    parts = SPEC.constant_parts(boxes, PX, NUM_CLASSES)
+    (parts,) = SPEC.constant_parts(boxes, PX, NUM_CLASSES)
     anchors = 9 * (20**2 + 10**2 + 5**2 + 3**2 + 2**2)
     best = parts.shares.clamp(1e-9).logit().float()
     loss = BinaryCrossEntropy(sum_classes=True)

@@ -26,12 +26,13 @@ NUM_DRAWN = 9  # in batches of 8 and 1
 
 @dataclass(frozen=True)
 class Agreement:
-    """max_difference: the largest of two logits; max_share: the largest as a share of the
-    image's range of logits. num_same: images of the same top-1 class. num_ties: others whose two
-    classes are within rounding of each other.
+    """num_answers: of the images, or of all their pixels. max_difference: the largest of two
+    logits; max_share: the largest as a share of the answer's range of logits. num_same: answers of
+    the same top-1 class. num_ties: others whose two classes are within rounding of each other.
     """
 
     num_images: int
+    num_answers: int
     num_same: int
     num_ties: int
     max_difference: float
@@ -40,13 +41,16 @@ class Agreement:
     @property
     def is_good(self) -> bool:
         """The same function, to rounding."""
-        return self.num_same + self.num_ties == self.num_images and self.max_share <= _MOST_SHARE
+        return self.num_same + self.num_ties == self.num_answers and self.max_share <= _MOST_SHARE
 
     def __str__(self) -> str:
         ties = f" and {self.num_ties} ties" if self.num_ties else ""
+        of = f"{self.num_images:,} images"
+        if self.num_answers != self.num_images:
+            of = f"{self.num_answers:,} pixels of {of}"
         return (
-            f"top-1 the same on {self.num_same:,}{ties} of {self.num_images:,} images, largest"
-            f" difference of a logit {self.max_difference:.2g}"
+            f"top-1 the same on {self.num_same:,}{ties} of {of}, largest difference of a logit"
+            f" {self.max_difference:.2g}"
         )
 
 
@@ -104,10 +108,11 @@ def compare(
     """The logits of both on batches of images [B, C, px, px] uint8. each: called with the number
     of images after every batch.
     """
-    num_images = num_same = num_ties = 0
+    num_images = num_answers = num_same = num_ties = 0
     largest = largest_share = 0.0
     for images in batches:
-        ours, theirs = (one.logits(images, settings).double() for one in (classifier, exported))
+        both = (one.logits(images, settings).double() for one in (classifier, exported))
+        ours, theirs = (one.movedim(1, -1).flatten(0, -2) for one in both)  # pixels as answers
         spread = ours.amax(1) - ours.amin(1)
         apart = (ours - theirs).abs().amax(1).nan_to_num(torch.inf)
         chosen = theirs.argmax(1)
@@ -118,8 +123,9 @@ def compare(
         largest = max(largest, float(apart.max()))
         largest_share = max(largest_share, float((apart / spread.clamp(min=1e-12)).max()))
         num_images += len(images)
+        num_answers += len(ours)
         each(len(images))
-    return Agreement(num_images, num_same, num_ties, largest, largest_share)
+    return Agreement(num_images, num_answers, num_same, num_ties, largest, largest_share)
 
 
 def drawn_batches(image: ImageFacts) -> Iterator[Tensor]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
 
+from pydantic import Field
 from torch import Tensor, nn
 
 from trainer.base.component import Component
@@ -13,10 +14,12 @@ from trainer.components.losses import ImageLoss
 
 NO_CLASS = -1  # of a row of padding among boxes
 
+Open = Annotated[float, Field(gt=0, lt=1)]
+
 
 class ConstantParts(NamedTuple):
-    """The loss of constant outputs: num_asked times the recipe's loss of the mean targets `shares`
-    [K] float64, and box_loss, that of the best constant box.
+    """A part of the loss of constant outputs: num_asked times the recipe's loss of the mean targets
+    `shares` [K] float64, and box_loss, that of the best constant box.
     """
 
     num_asked: float
@@ -55,13 +58,29 @@ class Detector(Component):
         """
 
     @abstractmethod
-    def constant_parts(self, boxes: Tensor, image_px: int, num_classes: int) -> ConstantParts:
-        """What the loss of images with `boxes` is where all outputs are the same."""
+    def constant_parts(
+        self, boxes: Tensor, image_px: int, num_classes: int
+    ) -> tuple[ConstantParts, ...]:
+        """What the loss of images with `boxes` is the sum of where all outputs are the same."""
 
     if TYPE_CHECKING:  # a field of each class below
 
         @property
         def most_found(self) -> int: ...
+
+
+def check_multiple(key: str, image_px: int, stride: int) -> None:
+    """Refuse a side of images, image.<key>, that the last stride does not divide. Raises
+    PlanError.
+    """
+    if image_px % stride:
+        near = max(stride, round(image_px / stride) * stride)
+        raise PlanError(
+            f"image.{key} {image_px} is no multiple of {stride}, the stride of the last features",
+            f'use set="image.{key}={near}"',
+            path=("image", key),
+            fix={f"image.{key}": near},
+        )
 
 
 def pyramid_levels(body: nn.Module, strides: tuple[int, ...]) -> tuple[list[int], list[int]]:

@@ -21,12 +21,13 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelP6P7
 
-from trainer.base.errors import PlanError
 from trainer.components.losses import ImageLoss
 from trainer.tasks.detection.detector import (
     NO_CLASS,
     ConstantParts,
     Detector,
+    Open,
+    check_multiple,
     pyramid_levels,
 )
 
@@ -36,7 +37,6 @@ SCALES, ASPECTS = (1.0, 2 ** (1 / 3), 2 ** (2 / 3)), (0.5, 1.0, 2.0)
 FOREGROUND_IOU, BACKGROUND_IOU = 0.5, 0.4  # between the two an anchor has no target
 _MOST_PER_LEVEL = 1000  # candidates before suppression
 
-Open = Annotated[float, Field(gt=0, lt=1)]
 _BOXES = torchvision_boxes.BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
 _MATCHER = torchvision_boxes.Matcher(FOREGROUND_IOU, BACKGROUND_IOU, allow_low_quality_matches=True)
 
@@ -114,15 +114,7 @@ class RetinaNet(Detector):
         return RetinaNetModel(body, places, pyramid, head)
 
     def check_side(self, key: str, image_px: int) -> None:
-        if image_px % STRIDES[-1]:
-            near = max(STRIDES[-1], round(image_px / STRIDES[-1]) * STRIDES[-1])
-            raise PlanError(
-                f"image.{key} {image_px} is no multiple of {STRIDES[-1]}, the stride of the last"
-                " features",
-                f'use set="image.{key}={near}"',
-                path=("image", key),
-                fix={f"image.{key}": near},
-            )
+        check_multiple(key, image_px, STRIDES[-1])
 
     def loss(
         self, outputs: Tensor, boxes: Tensor, image_px: int, classification: ImageLoss
@@ -181,7 +173,9 @@ class RetinaNet(Detector):
         kept = batched_nms(boxes, score, label, self.nms_iou)[: self.most_found]
         return torch.cat([boxes[kept], score[kept, None], label[kept, None].to(boxes)], dim=1)
 
-    def constant_parts(self, boxes: Tensor, image_px: int, num_classes: int) -> ConstantParts:
+    def constant_parts(
+        self, boxes: Tensor, image_px: int, num_classes: int
+    ) -> tuple[ConstantParts, ...]:
         anchors = torch.cat(_anchors(self.anchor_px, image_px, boxes.device))
         num_asked, counts, pairs = [], [], []
         for rows in boxes:
@@ -202,7 +196,7 @@ class RetinaNet(Detector):
             for own, anchor, number in pairs
         ]
         shares = torch.stack(counts).double().mean(0) / mean_asked
-        return ConstantParts(float(mean_asked), shares, float(torch.stack(of_boxes).mean()))
+        return (ConstantParts(float(mean_asked), shares, float(torch.stack(of_boxes).mean())),)
 
     def _box_loss(self, anchors: Tensor, boxes: Tensor, coded: Tensor) -> Tensor:
         """The sum over [n, 4] boxes that are told from their anchors."""

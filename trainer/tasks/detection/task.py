@@ -119,7 +119,10 @@ class Detection(Task):
             rows.append(np.c_[boxes.sides[kept] * scale, boxes.labels[kept]])
         targets = torch.from_numpy(padded(rows, 5))
         parts = self.detector.constant_parts(targets, px, self.plan.profile.num_classes)
-        return parts.num_asked * lowest_constant_loss(self._loss, parts.shares) + parts.box_loss
+        return sum(
+            part.num_asked * lowest_constant_loss(self._loss, part.shares) + part.box_loss
+            for part in parts
+        )
 
     @property
     def num_sums(self) -> int:
@@ -271,6 +274,7 @@ class DetectionSection(TaskSection):
     ignores_places: ClassVar[bool] = False
     is_timms: ClassVar[bool] = False
     answers_with_pictures: ClassVar[bool] = True
+    hub_tag: ClassVar[str] = "object-detection"
     example: ClassVar[dict[str, Any]] = {"detector": {"name": "retinanet", **RetinaNet.example}}
 
     def bound(self, plan: Plan, settings: Settings) -> Task:
