@@ -85,6 +85,18 @@ def test_the_cache_version_is_raised_with_every_change_of_the_keys():
     assert (questions.CACHE_VERSION, digest) == (4, "3848f2204b69")
 
 
+def test_a_question_knows_the_word_that_opens_it_again(page, monkeypatch):
+    monkeypatch.chdir(page.parent)
+    for word, expected in (
+        ("two.yaml", "two.yaml"),
+        (str(page), str(page)),
+        ("activations", "activations"),
+        (shipped_ablations()[0], shipped_ablations()[0].stem),
+    ):
+        assert open_question(word).word == expected
+        assert open_question(open_question(word).word).name == open_question(word).name
+
+
 def test_a_damaged_cache_is_none(page, loaded):
     expected = open_question(page)
     (record,) = (cache_folder() / "questions").iterdir()

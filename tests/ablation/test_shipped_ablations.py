@@ -29,6 +29,7 @@ EACH_PAGE = pytest.mark.parametrize("path", PATHS, ids=[path.stem for path in PA
 NUM_CELLS = {
     "activations": 4,
     "attention": 7,
+    "camvid-weights": 2,
     "decay-of-embeddings": 4,
     "families": 14,
     "finetune": 3,

@@ -10,7 +10,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from trainer.components.averaging import WeightAverage
+from trainer.components.averaging import Ema, Lookahead
 
 
 def small_model():
@@ -46,7 +46,7 @@ def assert_same_floats(ours, theirs):
 @pytest.mark.parametrize("foreach", [False, True])
 def test_equals_timms_average_buffers_included(model, foreach):
     timms = ModelEmaV3(model, decay=0.9, foreach=foreach)
-    ours = WeightAverage(decay=0.9, every_steps=1).start(model)
+    ours = Ema(decay=0.9, every_steps=1).start(model)
     for step in range(20):
         moved(model, step)
         timms.update(model)
@@ -71,9 +71,7 @@ def test_equals_torchvisions_adjusted_average(
     visions = AveragedModel(
         model, avg_fn=lambda old, new, count: (1 - share) * old + share * new, use_buffers=True
     )
-    rule = WeightAverage(
-        decay=decay, every_steps=every_steps, adjusted=True, restarts_in_warmup=True
-    )
+    rule = Ema(decay=decay, every_steps=every_steps, adjusted=True, restarts_in_warmup=True)
     ours = rule.start(model)
     for epoch in range(epochs):
         for inner in range(steps_per_epoch):
@@ -90,14 +88,14 @@ def test_equals_torchvisions_adjusted_average(
 
 
 def test_torchvisions_numbers_are_the_published_ones():
-    rule = WeightAverage(decay=0.99998, every_steps=32, adjusted=True, restarts_in_warmup=True)
+    rule = Ema(decay=0.99998, every_steps=32, adjusted=True, restarts_in_warmup=True)
     assert 1 - rule.weight_at(256 * 1251, 6255, 1024, 600, 1251) == pytest.approx(
         0.998908, abs=1e-6
     )
 
 
 def test_updates_come_every_so_many_steps_of_an_epoch():
-    rule = WeightAverage(decay=0.9, every_steps=3)
+    rule = Ema(decay=0.9, every_steps=3)
     weights = [rule.weight_at(step, 0, 64, 10, 5) for step in range(10)]
     assert [step for step, weight in enumerate(weights) if weight is not None] == [0, 3, 5, 8]
     assert weights[8] == pytest.approx(0.1)
@@ -105,7 +103,7 @@ def test_updates_come_every_so_many_steps_of_an_epoch():
 
 def test_the_average_is_a_copy_that_takes_no_gradients_and_is_in_eval_mode(model):
     before = copy.deepcopy(model.state_dict())
-    average = WeightAverage(decay=0.5, every_steps=1).start(model)
+    average = Ema(decay=0.5, every_steps=1).start(model)
     moved(model, 0)
     assert all(torch.equal(value, before[name]) for name, value in average.state_dict().items())
     assert not any(weight.requires_grad for weight in average.model.parameters())
@@ -114,7 +112,7 @@ def test_the_average_is_a_copy_that_takes_no_gradients_and_is_in_eval_mode(model
 
 
 def test_a_saved_average_goes_on_bit_for_bit(model):
-    rule = WeightAverage(decay=0.9, every_steps=2, restarts_in_warmup=True)
+    rule = Ema(decay=0.9, every_steps=2, restarts_in_warmup=True)
     straight, halted = rule.start(model), rule.start(model)
     for step in range(12):
         moved(model, step)
@@ -138,7 +136,7 @@ def test_a_channels_last_resnet_is_averaged_like_any_other():
     torch.manual_seed(0)
     plain = timm.create_model("resnet18", num_classes=4)
     last = copy.deepcopy(plain).to(memory_format=torch.channels_last)
-    averages = [WeightAverage(decay=0.9, every_steps=1).start(model) for model in (plain, last)]
+    averages = [Ema(decay=0.9, every_steps=1).start(model) for model in (plain, last)]
     for average, model in zip(averages, (plain, last), strict=True):
         with torch.no_grad():
             for weight in model.parameters():
@@ -160,13 +158,42 @@ def test_a_channels_last_resnet_is_averaged_like_any_other():
 )
 def test_absurd_pages_are_refused(changes):
     with pytest.raises(ValidationError):
-        WeightAverage.model_validate({"decay": 0.9, "every_steps": 1, **changes})
+        Ema.model_validate({"decay": 0.9, "every_steps": 1, **changes})
 
 
 @pytest.mark.parametrize(("batch_images", "epochs"), [(16, 100), (23, 100), (1024, 600)])
 def test_a_shortened_adjusted_average_has_a_decay_whatever_the_batch(batch_images, epochs):
     """In batches of 16 over 100 epochs the adjusted form would need a decay below 0."""
-    rule = WeightAverage(decay=0.99998, every_steps=32, adjusted=True)
+    rule = Ema(decay=0.99998, every_steps=32, adjusted=True)
     scaled = rule.scaled((750_000, 100 * epochs), (1024, batch_images), (600, epochs))
     weight = scaled.weight_at(0, 0, batch_images, epochs, 100)
     assert 0 < scaled.decay < 1 and 0.001 < weight <= 0.5
+
+
+@pytest.mark.parametrize("power", [None, 3.0])
+def test_lookahead_is_its_formula(power):
+    """Slow and fast weights in float64; the last step of 2 epochs of 8 is no fifth one."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    rule = Lookahead(decay=0.7, every_steps=5, power=power)
+    average = rule.start(model)
+    slow = {k: v.double().clone() for k, v in model.state_dict().items()}
+    fast = {k: v.clone() for k, v in slow.items()}
+    generator = torch.Generator().manual_seed(1)
+    for step in range(16):
+        for key, tensor in model.state_dict().items():
+            if tensor.is_floating_point():
+                moved_by = torch.randn(tensor.shape, generator=generator)
+                tensor.add_(moved_by)
+                fast[key] = fast[key] + moved_by.double()
+        average.update(model, step, 0, 64, 2, 8)
+        done = step + 1
+        for key in fast if done % 5 == 0 else ():
+            kept = 0.7 * (done / 16) ** (power or 0)
+            slow[key] = kept * slow[key] + (1 - kept) * fast[key]
+            fast[key] = slow[key]
+    fast = slow
+    for key, tensor in model.state_dict().items():
+        if tensor.is_floating_point():
+            torch.testing.assert_close(tensor.double(), fast[key], rtol=1e-5, atol=1e-5)
+            assert torch.equal(tensor, average.model.state_dict()[key])

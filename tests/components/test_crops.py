@@ -240,3 +240,19 @@ def test_another_share_is_flipped(share):
     assert binomtest(int(found.sum()), 3000, share).pvalue > 1e-3
     half = Flip().draw(0, make_ids(3000))
     assert half[found].all() if share < 0.5 else found[half].all()
+
+
+@pytest.mark.parametrize("share", [None, 0.3])
+def test_an_alternating_flip_shows_both_sides_in_two_epochs(share):
+    """The draw is that of epoch 0, whatever the epoch; every other epoch has the other side."""
+    flip, ids = Flip(share=share, alternating=True), make_ids(3000)
+    shown = []
+    for epoch in range(4):
+        ids[:, 0] = epoch
+        shown.append(flip.draw(0, ids))
+        assert np.array_equal(flip.draw(0, ids[::-1]), shown[-1][::-1])  # by its address alone
+    ids[:, 0] = 0
+    first = uniforms(0, "flip", ids, 1)[:, 0] < (share or 0.5)
+    assert [np.array_equal(each, first) for each in shown] == [True, False, True, False]
+    assert all(np.array_equal(each, ~first) for each in shown[1::2])
+    assert np.array_equal(first, Flip(share=share).draw(0, ids))

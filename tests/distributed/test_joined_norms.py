@@ -88,6 +88,11 @@ def shared_by(world_size, overrides):
             "'model={norm: {name: ghost_batch_norm, images: 4, momentum: 0.1, eps: 1e-5}}'",
             "GhostBatchNorm2d",
         ),
+        (
+            "'model={norm: {name: split_batch_norm, splits: 2, momentum: 0.1, eps: 1e-5}}' mix=null"
+            " repeats=null augment_splits=2 'loss={name: jensen_shannon, weight: 12, loss: {name: ce}}'",
+            "SplitBatchNorm2d",
+        ),
         ("mix.images=16", 'set="mix.images=8"'),
     ],
 )

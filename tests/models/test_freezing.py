@@ -5,7 +5,7 @@ import torch
 
 from support.plans import small_plan
 from support.ranked import on_ranks, steps
-from trainer.base.errors import PlanError
+from trainer.base.errors import PlanError, UserError
 from trainer.base.settings import make_settings
 from trainer.data.dataset import open_data
 from trainer.engine.state import TrainingState
@@ -76,23 +76,40 @@ def test_until_an_epoch_all_is_still_and_then_moves():
     assert {first, "bn1.weight", "bn1.running_mean"} <= changed(before, state)
 
 
-def test_a_state_saved_while_frozen_resumes_to_the_same_bits():
-    overrides = "'model.freeze={all_but: [head], until_epochs: 0.05}'"
+UNTIL = "'model.freeze={all_but: [head], until_epochs: 0.05}'"
+FROM = "'model.freeze={all_but: [head], from_epochs: 0.05}'"
+
+
+def test_from_an_epoch_on_all_but_some_is_still():
+    first = -(-small_plan(overrides=FROM).steps_per_epoch * 5 // 100)
+    before, state = trained(FROM, until=first)
+    first_weight = next(name for name, _ in state.model.named_parameters())
+    assert {first_weight, "bn1.weight", "bn1.running_mean"} <= changed(before, state)
+    then = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
+    loader = open_data(state.plan.profile, None).train_stream(state.plan, state.settings, first)
+    for step in range(first, first + 2):
+        optimizer_step(state, loader, step)
+    assert changed(then, state) == {"fc.weight", "fc.bias"}  # not by momentum or decay either
+
+
+@pytest.mark.parametrize("overrides", [UNTIL, FROM])
+@pytest.mark.parametrize("stopped_at", [2, 4])
+def test_a_state_saved_while_frozen_resumes_to_the_same_bits(overrides, stopped_at):
     plan, settings = small_plan(overrides=overrides), make_settings("cpu", workers="0")
     _, whole = trained(overrides, until=6)
-    _, stopped = trained(overrides, until=2)
+    _, stopped = trained(overrides, until=stopped_at)
     resumed = TrainingState(plan, settings)
     resumed.load_state_dict(stopped.state_dict())
-    loader = open_data(plan.profile, None).train_stream(plan, settings, 2)
-    for step in range(2, 6):
+    loader = open_data(plan.profile, None).train_stream(plan, settings, stopped_at)
+    for step in range(stopped_at, 6):
         optimizer_step(resumed, loader, step)
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
 
 
-def test_two_ranks_train_what_one_does():
-    overrides = "'model.freeze={all_but: [head], until_epochs: 0.05}' batch.images=64"
-    given = "A2", "test_resnet", overrides, 0, 6
+@pytest.mark.parametrize("overrides", [UNTIL, FROM])
+def test_two_ranks_train_what_one_does(overrides):
+    given = "A2", "test_resnet", f"{overrides} batch.images=64", 0, 6
     (alone,), pair = (on_ranks(steps, number, *given) for number in (1, 2))
     for name, tensor in alone["weights"].items():
         torch.testing.assert_close(pair[0]["weights"][name], tensor, rtol=1e-4, atol=1e-6)
@@ -112,3 +129,9 @@ def test_what_cannot_be_frozen_is_refused(names):
     with pytest.raises(PlanError) as error:
         build_model(small_plan(overrides=f"'model.freeze={{all_but: {names}}}'"))
     assert error.value.path[:2] == ("model", "freeze") and error.value.hint
+
+
+def test_frozen_until_and_from_are_one_or_the_other():
+    with pytest.raises(UserError) as error:
+        small_plan(overrides="'model.freeze={all_but: [head], until_epochs: 1, from_epochs: 2}'")
+    assert "from_epochs" in str(error.value)

@@ -148,7 +148,7 @@ def test_positions_are_those_of_the_page():
             "drop_path: 0.05",
             "average: {decay: 0.9, every_steps: 1}",
             "average:",
-            "average has no name; add name: ema",
+            "average has no name; add name: one of ema, lookahead",
         ),
         (
             "  lr.warmup_from:",
@@ -395,7 +395,7 @@ def test_a_key_without_its_section_is_answered_with_its_whole_place(key, place):
             "optimizer.nesterov=true",
             ["optimizer.nesterov"],
             "unknown_key",
-            "of sgd and decoupled_sgd, not of lamb",
+            "of sgd and decoupled_sgd and muon_sgd, not of lamb",
         ),
         ("optimizer.name=lmab", ["optimizer.name"], "unknown_name", "did you mean lamb?"),
         ("lr.schedule.name=step", ["lr.schedule.name"], "missing", "every_epochs, factor"),

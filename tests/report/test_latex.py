@@ -212,6 +212,16 @@ def test_notes_are_about_columns_that_are_shown():
     assert "Top-1" in some
 
 
+def test_one_seed_is_said_to_be_one_in_print():
+    base, other = cell("BCE", is_base=True), cell("CE")
+    one, two = (
+        as_latex(make_view(table_of({base: {0: 90.0, **more}, other: {0: 93.0, **more}})))
+        for more in ({}, {1: 91.5})
+    )
+    printed = [line for line in one.splitlines() if not line.startswith("%")]
+    assert any("no interval" in line for line in printed) and "no interval" not in two
+
+
 def test_times_that_compare_nothing_are_no_columns_unless_asked_for():
     busy = {"load_per_core": 2.0, "step_s": 1.0}
     names = cell("base", is_base=True), cell("other")

@@ -302,6 +302,16 @@ def test_a_difference_over_fewer_seeds_than_the_base_has_is_marked():
     assert "difference over the common seed 2" in same.marks
 
 
+def test_a_score_that_is_no_share_of_the_images_has_no_binomial_error():
+    """Nor the spread that seeds have in top-1."""
+    base = {"task": "segmentation", "scores_pct": {"mIoU_pct": 27.5}}
+    of_pixels, of_images = (
+        " ".join(remarks(table_of({BASE: {0: 27.5}}, seeds=(0,), base=more))) for more in (base, {})
+    )
+    for said in ("binomial", "arXiv:2110.00476"):
+        assert said in of_images and said not in of_pixels
+
+
 def test_one_is_singular():
     table = table_of({BASE: {0: 90.0}, SAME: {}}, seeds=(0,), base={"num_threads": 1, "epochs": 1})
     text = " ".join([*remarks(table), *warnings(table)])

@@ -1,5 +1,6 @@
 """A run that starts from given weights: killed and resumed to the same bits, and its parent named."""
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -9,6 +10,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+import yaml
 
 import trainer
 from support import forked
@@ -118,6 +120,19 @@ def test_weights_of_colour_say_nothing_of_grey_images(weights):
 def test_a_mean_that_does_not_fit_is_refused(given, found):
     with pytest.raises(UserError, match=found):
         plan_of(Job("A2", "test_resnet", overrides=small_set(given)))
+
+
+@pytest.mark.parametrize(("profiles", "with_weights", "without"), [(100, 30, 100), (9, 9, 9)])
+def test_a_profile_makes_no_fine_tuning_longer(weights, tmp_path, profiles, with_weights, without):
+    own = tmp_path / "own.yaml"
+    facts = PROFILES["digits"].model_dump(mode="json", include={"num_classes", "mean", "std"})
+    adapt = {"train_px": 32, "test_px": 32, "epochs": profiles, "batch_images": 16}
+    sizes = {"num_train": 1437, "num_val": 360}
+    own.write_text(yaml.safe_dump({"name": "own", **facts, **sizes, "adapt": adapt}))
+    given = given_weights(str(weights), "test_resnet", weights.parent)
+    asked = Job("finetune-adamw", "test_resnet", str(own), weights=given)
+    assert plan_of(asked).recipe.epochs == with_weights
+    assert plan_of(dataclasses.replace(asked, weights=None)).recipe.epochs == without
 
 
 def test_a_run_says_by_what_its_images_are_normalized(weights):

@@ -7,14 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
+import torch
 from rich.console import Console
 
 from support.rows import ROW
 from trainer.base.settings import make_settings
 from trainer.data.profile import majority_pct
+from trainer.models.trained import given_weights
 from trainer.runs import summary
 from trainer.runs.job import Job, plan_of
-from trainer.runs.plan_notes import scaling_note
+from trainer.runs.plan_notes import few_steps_note, scaling_note
 from trainer.tasks import task_of
 
 PRETRAINED = f"epochs=1 model.pretrained={{file: a.safetensors, sha256: {'a' * 64}}}"
@@ -107,6 +110,31 @@ def test_the_result_has_the_majority_class_and_top_5_only_where_it_says_somethin
     summary.row(out, row, settings, dataclasses.replace(plan, profile=profile))
     assert "majority class 31.2" in out.file.getvalue()
     assert ("top-5" in out.file.getvalue()) == shows_top5
+
+
+@pytest.mark.parametrize(("majority_pct", "is_noted"), [(31.2, False), (32.0, True), (40.0, True)])
+def test_a_run_that_is_no_better_than_one_answer_for_all_is_noted(majority_pct, is_noted):
+    out = Console(file=io.StringIO(), width=300)
+    row = ROW.model_copy(update={"majority_pct": majority_pct, "top1_pct": 32.0})
+    summary.row(out, row, make_settings("cpu", workers="0"), plan_of(Job("A3", "resnet18")))
+    assert ("note:" in out.file.getvalue()) == is_noted
+
+
+@pytest.mark.parametrize(
+    ("overrides", "has_weights", "is_noted"),
+    [("epochs=1", True, True), ("epochs=1", False, True), ("epochs=9", True, False)],
+)
+def test_a_run_too_short_to_learn_is_noted_from_weights_too(
+    tmp_path, overrides, has_weights, is_noted
+):
+    path = tmp_path / "test_resnet.pth"
+    torch.save(timm.create_model("test_resnet", num_classes=7).state_dict(), path)
+    given = given_weights(str(path), "test_resnet", tmp_path) if has_weights else None
+    words = f"batch.images=128 batch.norm_images=128 {overrides}"
+    out = Console(file=io.StringIO(), width=300)
+    asked = Job("finetune-sgd", "test_resnet", overrides=words, weights=given)
+    few_steps_note(out, plan_of(asked))
+    assert bool(out.file.getvalue()) == is_noted
 
 
 def test_the_majority_class_is_trainings_scored_on_val():

@@ -17,8 +17,11 @@ from trainer.engine.train import optimizer_step
 from trainer.recipe.schema import from_random_weights, load_recipe
 from trainer.recipe.shipped import find_recipe
 
-# Small models; some recipes ask for a kind of block, or a number of channels that groups divide.
+# Small models; some recipes ask for a kind of block, or a number of channels that groups divide,
+# or are of one model alone.
 _MODELS = {
+    "airbench94": "airbench94",
+    "airbench96": "airbench96",
     "roadmap": "bottlenecks",
     "bcn": "resnet18",
     "bit": "resnet18",

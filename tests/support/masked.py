@@ -49,6 +49,32 @@ def write_masked(root: Path, num_train: int = 12, num_val: int = 4, is_split_fir
     return root
 
 
+def write_tables(root: Path, folder: Path, columns=("image", "mask"), **more) -> Path:
+    """The images and masks of such a folder as `datasets` saves them, in the order of their names,
+    and its classes.txt. more: features of further columns, each with one value for all rows.
+    """
+    import datasets
+
+    features = {column: datasets.Image() for column in columns}
+    features |= {name: feature for name, (feature, _) in more.items()}
+    splits = {}
+    for split, name in (("train", "train"), ("val", "validation")):
+        rows = [
+            {
+                column: {"bytes": path.read_bytes(), "path": path.name}
+                for column, path in zip(
+                    columns, (image, folder / "masks" / split / image.name), strict=True
+                )
+            }
+            | {name: value for name, (_, value) in more.items()}
+            for image in sorted((folder / "images" / split).iterdir())
+        ]
+        splits[name] = datasets.Dataset.from_list(rows, features=datasets.Features(features))
+    datasets.DatasetDict(splits).save_to_disk(str(root), num_shards=dict.fromkeys(splits, 2))
+    (root / "classes.txt").write_text((folder / "classes.txt").read_text())
+    return root
+
+
 RECIPE = """\
 name: small-segmentation
 version: 1
@@ -74,12 +100,12 @@ def write_recipe(folder: Path, text: str = RECIPE) -> Path:
     return path
 
 
-def masked_steps(ranks, root: str, folder: str, number: int) -> dict:
+def masked_steps(ranks, root: str, folder: str, number: int, window: str) -> dict:
     """Some optimizer steps in float64 of four micro-batches each, shared by ranks, and the scores
     of a pass that they share.
     """
     recipe = Path(folder) / "small-segmentation.v1.yaml"
-    overrides = "batch.images=8 batch.norm_images=2"
+    overrides = f"batch.images=8 batch.norm_images=2 {window}"
     job = Job(str(recipe), "test_resnet", root, overrides=overrides, world_size=ranks.world_size)
     plan, settings = plan_of(job), make_settings("cpu", workers="0")
     data = open_data(plan.profile, Path(root))

@@ -142,6 +142,7 @@ def every_case():
         table,
         title="Loss & norms: 100 % of it",
         name="every-case",
+        word="every-case",
         notes="What was *meant* by it.\n\n- a list",
     )
 
@@ -151,7 +152,7 @@ def one_seed():
         cell("base", is_base=True): {0: 95.8333},
         cell("swish", overrides="model.activation={name: swish}"): {0: 96.1111},
     }
-    return dataclasses.replace(table_of(values, seeds=(0,)), name="one-seed")
+    return dataclasses.replace(table_of(values, seeds=(0,)), name="one-seed", word="one-seed")
 
 
 class Page(HTMLParser):

@@ -10,7 +10,7 @@ from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 from torchvision.models.segmentation.fcn import FCNHead
 
 from trainer.base.errors import PlanError
-from trainer.tasks.segmentation.heads import AllMlp, DeepLabV3, Fcn, PyramidPooling
+from trainer.tasks.segmentation.heads import AllMlp, DeepLabV3, Fcn, PyramidPooling, RefineNet
 from trainer.tasks.segmentation.model import with_heads
 
 CHANNELS = (8, 12, 16, 24)
@@ -116,12 +116,88 @@ def test_pyramid_pooling_pools_over_grids():
         torch.testing.assert_close(head([maps]).double(), expected, rtol=1e-5, atol=1e-3)
 
 
+def test_refinenet_is_a_plain_reference():
+    """Each path by single operations in float64: pooled by numpy, convolved as a sum of shifts."""
+    head = settled(RefineNet(channels=4, coarsest_channels=6, num_pools=2, dropout=0.5).build(
+        CHANNELS, 5
+    ))  # fmt: skip
+    for tensor in head.state_dict().values():
+        tensor.sub_(0.3).mul_(0.3)  # both signs, so that a ReLU counts
+    state, maps = head.state_dict(), features()
+
+    def convolved(given, name):
+        weight = state[f"{name}.weight"].double().numpy()
+        height, width = given.shape[2:]
+        padded = np.pad(given, ((0, 0), (0, 0), (1, 1), (1, 1)))
+        found = sum(
+            np.einsum(
+                "oc,bchw->bohw",
+                weight[:, :, down, right],
+                padded[:, :, down : down + height, right : right + width],
+            )
+            for down in range(3)
+            for right in range(3)
+        )
+        bias = state.get(f"{name}.bias")
+        return found if bias is None else found + bias.double().numpy()[:, None, None]
+
+    def unit(given, name):
+        inner = convolved(np.maximum(given, 0), f"{name}.first")
+        return given + convolved(np.maximum(inner, 0), f"{name}.second")
+
+    def largest(given):
+        padded = np.pad(given, ((0, 0), (0, 0), (2, 2), (2, 2)), constant_values=-np.inf)
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (5, 5), (2, 3))
+        return windows.max((4, 5))
+
+    refined = None
+    for place in (3, 2, 1, 0):
+        own = convolved(maps[place].double().numpy(), f"adapted.{place}.0")
+        own = unit(unit(own, f"adapted.{place}.1"), f"adapted.{place}.2")
+        if refined is not None:
+            coarser = torch.from_numpy(convolved(refined, f"coarser.{place}"))
+            size = own.shape[2:]
+            coarser = functional.interpolate(coarser, size, mode="bilinear", align_corners=False)
+            own = convolved(own, f"own.{place}") + coarser.numpy()
+        refined = part = np.maximum(own, 0)
+        for link in range(2):
+            part = convolved(largest(part), f"refined.{place}.0.chain.{link}.1")
+            refined = refined + part
+        for number in (1, 2, 3):
+            refined = unit(refined, f"refined.{place}.{number}")
+    expected = torch.from_numpy(convolved(refined, "classifier"))
+    with torch.no_grad():
+        found = head(maps).double()
+    assert found.shape == (2, 5, 16, 20) and found.std() > 1e-3
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_refinenet_has_as_many_weights_as_the_published_one():
+    """ResNet-101's maps: the head of the authors' published model, counted from its layers."""
+    head = RefineNet(channels=256, coarsest_channels=512, num_pools=4, dropout=0.5)
+    own = head.build((256, 512, 1024, 2048), 21)
+    square = 9 * 256 * 256
+    unit, wide = 2 * square + 256, 9 * 512 * 512
+    coarsest = 9 * 2048 * 512 + 5 * (2 * wide + 512) + 4 * wide + 9 * 512 * 256
+    others = 3 * (5 * unit + 4 * square + square) + 2 * square + 9 * 256 * (1024 + 512 + 256)
+    assert sum(one.numel() for one in own.parameters()) == (
+        coarsest + others + 9 * 256 * 21 + 21
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "name",
     ["test_resnet", "test_convnext", "test_efficientnet", "pvt_v2_b0", "mobilenetv3_small_050"],
 )
-def test_on_any_backbone_all_weights_learn_and_sizes_are_those_of_the_images(name):
-    head = AllMlp(channels=8, dropout=0.0)
+@pytest.mark.parametrize(
+    "head",
+    [
+        AllMlp(channels=8, dropout=0.0),
+        RefineNet(channels=8, coarsest_channels=16, num_pools=2, dropout=0.0),
+    ],
+    ids=["segformer", "refinenet"],
+)
+def test_on_any_backbone_all_weights_learn_and_sizes_are_those_of_the_images(name, head):
     model = with_heads(name, timm.create_model(name, num_classes=4), head, 4, True).train()
     images = torch.randn(2, 3, 70, 90, generator=torch.Generator().manual_seed(0))
     main, aux = model(images)

@@ -382,6 +382,28 @@ def test_a_classifier_takes_the_encoder_of_a_run(finished, tmp_path):
     assert torch.equal(probe.blocks[3].mlp.fc2.weight, encoder["body.blocks.3.mlp.fc2.weight"])
 
 
+def test_a_linear_probe_of_a_run_trains_its_classifier_alone(finished, tmp_path):
+    """By its command, to a row: all other weights stay those of the encoder, to the bit."""
+    folder, row = finished
+    where = ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results")]
+    weights = folder / "runs" / row.run
+    words = ["train", "--recipe", "linear-probe", "--model", MODEL, "--data", "digits", "--weights"]
+    short = "epochs=1 lr.peak=10 lr.schedule={name: constant}"
+    words += [str(weights), "--set", short, *where]
+    done = CliRunner().invoke(app, [*words, "--device", "cpu", "--workers", "0"])
+    assert done.exit_code == 0, done.output
+    [made] = (tmp_path / "runs").glob("linear-probe*/model.safetensors")
+    before = safetensors.torch.load_file(weights / "model.safetensors")
+    after = safetensors.torch.load_file(made)
+    heads = {"head.weight", "head.bias"}
+    assert heads < set(after)
+    for name in set(after) - heads:
+        assert torch.equal(after[name], before[f"body.{name}"]), name
+    assert after["head.weight"].std() > 0.05  # from 0.01
+    [path] = (tmp_path / "results" / "rows").iterdir()
+    assert read_row(tmp_path / "results", path.stem).status == "finished"
+
+
 def test_continued_from_a_classifier_the_encoder_is_its(recipe, tmp_path):
 
     given = timm.create_model(MODEL, num_classes=7)

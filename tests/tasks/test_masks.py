@@ -5,13 +5,22 @@ import pytest
 import torch
 from PIL import Image
 
-from support.masked import CLASSES, COLOURS, IGNORED, picture, write_masked, write_recipe
+from support.masked import (
+    CLASSES,
+    COLOURS,
+    IGNORED,
+    picture,
+    write_masked,
+    write_recipe,
+    write_tables,
+)
 from trainer.base.errors import DataError, UserError
 from trainer.base.settings import make_settings
 from trainer.components.crops import Flip, ScaleCrop
 from trainer.data.check import check_data
 from trainer.data.content import content_digest
 from trainer.data.dataset import open_data
+from trainer.data.datasets.layouts import layout_of
 from trainer.data.decode import BadImage
 from trainer.data.profile import find_profile
 from trainer.runs.job import Job, plan_of
@@ -79,6 +88,56 @@ def test_a_recipe_for_whole_images_is_not_for_masks_and_the_other_way_round(root
         plan_of(Job("A3", "test_resnet", str(root)))
     with pytest.raises(UserError, match="task segmentation.* for classification"):
         plan_for("digits", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "columns", [("image", "mask"), ("pixel_values", "label"), ("image", "drawn")]
+)
+def test_a_table_of_images_and_masks_is_the_folder_of_the_same_files(root, tmp_path, columns):
+    """Counts, classes, masks, the digest of the content, and every sample of training for any
+    workers.
+    """
+    table = write_tables(tmp_path / "shapes", root, columns)
+    profile = find_profile(str(table))
+    assert profile == find_profile(str(root))
+    of_files, of_rows = open_data(profile, root), open_data(profile, table)
+    assert of_rows.classes == CLASSES and of_rows.split == "val"
+    assert np.array_equal(of_rows.val.read_target(3), picture(1003)[1])
+    for files, rows in ((of_files.train, of_rows.train), (of_files.val, of_rows.val)):
+        *_, first = content_digest(files)
+        *_, second = content_digest(rows)
+        assert first == second and files.fingerprint != rows.fingerprint
+    plan = plan_for(root, tmp_path)
+    streams = [
+        data.train_stream(plan, make_settings("cpu", workers=number), 0)
+        for data, number in ((of_files, "0"), (of_rows, "0"), (of_rows, "2"))
+    ]
+    for one, *others in zip(*streams, strict=True):
+        for other in others:
+            assert torch.equal(one.labels, other.labels) and torch.equal(one.ids, other.ids)
+            if one.is_augmented == other.is_augmented:
+                assert torch.equal(one.images, other.images)
+
+
+def test_a_bad_mask_of_a_table_is_named_by_its_row(tmp_path):
+    root = write_masked(tmp_path / "files", 6, 2)
+    write("002.png", np.full((48, 64), 7, np.uint8))(root)
+    train = open_data(find_profile(str(root)), write_tables(tmp_path / "rows", root)).train
+    [line] = check_data(train).bad
+    assert "mask of row 2" in line and "label 7" in line and str(tmp_path / "rows") in line
+
+
+def test_a_table_without_classes_or_of_whole_images_is_no_table_of_masks(root, tmp_path):
+    import datasets
+
+    table = write_tables(tmp_path / "a", root)
+    (table / "classes.txt").unlink()
+    with pytest.raises(DataError, match=r"classes\.txt: .*one a line"):
+        find_profile(str(table))
+    depth = ("image", "depth")
+    label = (datasets.ClassLabel(names=["in", "out"]), "in")
+    whole = write_tables(tmp_path / "b", root, depth, label=label)
+    assert layout_of(whole) is None
 
 
 # ---- bad ones

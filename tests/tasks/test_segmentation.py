@@ -4,6 +4,8 @@ import dataclasses
 import io
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,9 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from rich.console import Console
+from torch import nn
 from torch.nn import functional
 from typer.testing import CliRunner
 
@@ -25,11 +29,16 @@ from trainer.base.signals import StopRequest
 from trainer.cli.main import app
 from trainer.components.losses import CrossEntropy, Dice
 from trainer.data.dataset import open_data
+from trainer.engine.evaluate import evaluate
 from trainer.engine.state import TrainingState
+from trainer.inference.classifier import of_run
+from trainer.inference.export.formats import FORMATS
+from trainer.models.freezing import frozen_names
 from trainer.report.tables import METRICS, find_metric, value_of
 from trainer.runs.job import Job, plan_of, run_job
 from trainer.runs.loggers.first_batch import draw_first_batch
 from trainer.runs.results import read_row
+from trainer.runs.run_folder import open_model
 from trainer.tasks import task_of
 from trainer.tasks.segmentation import SegmentationScores
 
@@ -163,6 +172,100 @@ def test_mirrored_images_are_added_where_they_lie(root, recipe):
     torch.testing.assert_close(found[0, 1:], 2 * plain[0, 1:])
 
 
+def test_one_class_for_all_pixels_is_what_a_score_is_held_against(root, recipe):
+    plan = plan_for(root, recipe)
+    task, data = task_of(plan, SETTINGS), open_data(plan.profile, root)
+    pixels = np.concatenate([data.train.read_target(i).ravel() for i in range(12)])
+    most = np.bincount(pixels[pixels != IGNORED], minlength=3).argmax()
+    sums = torch.zeros(task.num_sums, dtype=torch.float64)
+    for i in range(data.val.num_images):
+        mask = torch.from_numpy(data.val.read_target(i))[None]
+        logits = torch.zeros(1, 3, *mask.shape[1:])
+        logits[:, most] = 1
+        images = torch.zeros(1, 3, *mask.shape[1:], dtype=torch.uint8)
+        sums += task.evaluate(Answering(logits), images, mask)
+    expected = task.scores(sums.tolist(), data.val.num_images).main_pct
+    assert task.majority_pct(data.train, data.val) == pytest.approx(expected, rel=1e-12)
+
+
+def test_windows_are_a_plain_loop(root, recipe):
+    """The mean over windows that a loop cuts out one by one, of an image that strides do not
+    divide, and of one that is smaller than a window.
+    """
+    window = "task.window='{px: 5, stride_px: 3}' image.test_flip=true"
+    task = task_of(plan_for(root, recipe, window), SETTINGS)
+    weight = torch.randn(3, 3, 3, 3, generator=torch.Generator().manual_seed(0))
+    seen = []
+
+    class Local(torch.nn.Module):
+        def forward(self, images):
+            seen.append(tuple(images.shape))
+            return functional.conv2d(images, weight, padding=1)  # knows the window's edge
+
+    profile = task.plan.profile
+    for height, width in ((12, 10), (5, 5), (4, 9)):
+        images = torch.randint(0, 255, (1, 3, height, width)).byte()
+        seen.clear()
+        found = task.scored(Local(), images, (height, width))
+        assert set(seen) == {(1, 3, 5, 5)}
+        mean, std = (torch.tensor(one).view(1, 3, 1, 1) for one in (profile.mean, profile.std))
+        padded = torch.zeros(1, 3, max(5, height), width)
+        top = (max(5, height) - height) // 2
+        padded[:, :, top : top + height] = (images / 255 - mean) / std
+        sums, counts = torch.zeros(1, 3, *padded.shape[2:]), torch.zeros(padded.shape[2:])
+        down = {12: (0, 3, 6, 7), 5: (0,), 4: (0,)}[height]
+        right = {10: (0, 3, 5), 5: (0,), 9: (0, 3, 4)}[width]
+        for row in down:
+            for column in right:
+                part = padded[:, :, row : row + 5, column : column + 5]
+                whole = functional.conv2d(part, weight, padding=1)
+                mirrored = functional.conv2d(part.flip(3), weight, padding=1).flip(3)
+                sums[:, :, row : row + 5, column : column + 5] += whole + mirrored
+                counts[row : row + 5, column : column + 5] += 1
+        expected = (sums / counts)[:, :, top : top + height]
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_of_one_size_is_scored_by_windows_of_it(root, recipe):
+    """It is never shown another side than that of the windows, whatever the images have."""
+    overrides = (
+        "image.train_px=32 image.test_px=48 task.output_stride=null task.aux_weight=null"
+        " task.window={px: 32, stride_px: 24}"
+    )
+    job = Job(str(recipe), "vit_tiny_patch4_32", str(root), overrides=overrides)
+    plan = plan_of(job)
+    state = TrainingState(plan, SETTINGS)
+    data = open_data(plan.profile, root)
+    scores = evaluate(plan, SETTINGS, state.model, data.val_batches(plan, SETTINGS))
+    assert scores.num_images == 4
+    with pytest.raises(UserError, match="task.window.px=34"):
+        job = dataclasses.replace(job, overrides=job.overrides.replace("px: 32", "px: 34"))
+        TrainingState(plan_of(job), SETTINGS)
+
+
+@pytest.mark.parametrize("name, model", [("psp-r50", "resnet50"), ("refinenet-r101", "resnet101")])
+def test_the_published_recipes_are_planned_on_their_backbones(root, name, model):
+    """The heads learn ten times as fast, and of RefineNet's backbone all but the norms."""
+    few = "model.pretrained=null" + " batch.images=4 batch.norm_images=4" * (name == "psp-r50")
+    plan = plan_of(Job(name, model, str(root), overrides=few))
+    with torch.device("meta"):
+        body = timm.create_model(model, **plan.recipe.task.model_options())
+        made = plan.recipe.task.model_of(plan, body)
+    assert plan.recipe.optimizer.head_lr_scale == 10
+    if name == "refinenet-r101":
+        frozen = frozen_names(made, plan.recipe.model.freeze)
+        assert frozen and all(re.search(r"\.bn\d\.|downsample\.1\.", one) for one in frozen)
+        assert len(frozen) == 2 * sum(isinstance(one, nn.BatchNorm2d) for one in made.modules())
+    else:
+        assert plan.recipe.task.window.stride_px == -(-plan.recipe.task.window.px * 2 // 3)
+        assert plan.recipe.model.freeze is None
+
+
+def test_windows_that_leave_pixels_out_are_refused(root, recipe):
+    with pytest.raises(UserError, match="stride_px 6.*5"):
+        plan_for(root, recipe, "task.window='{px: 5, stride_px: 6}'")
+
+
 def test_the_constant_loss_is_the_entropy_of_the_pixels(root, recipe):
     plan = plan_for(root, recipe)
     data = open_data(plan.profile, root)
@@ -208,7 +311,7 @@ def test_a_run_learns_and_its_row_has_the_tasks_scores(finished):
     assert row.main_pct == row.scores_pct["mIoU_pct"] > 45  # 25 is what one class gives
     assert row.main_pct == pytest.approx(np.mean(list(row.class_pct.values())))
     assert len(row.score_by_epoch_pct) == 20 and row.score_by_epoch_pct[-1] == row.main_pct
-    assert row.num_top1_by_epoch == () and row.majority_pct is None
+    assert row.num_top1_by_epoch == () and 25 < row.majority_pct < 26
     assert row.best_epoch == 1 + row.score_by_epoch_pct.index(max(row.score_by_epoch_pct))
     assert row.other_top1_pct is not None and row.other_top1_pct != row.main_pct
     assert not [one for one in row.deviations if one.origin == "weights"]
@@ -279,6 +382,49 @@ def test_predict_writes_masks_and_overlays(finished, root, tmp_path):
     assert code == 2 and "is there already" in text
 
 
+@pytest.mark.parametrize("to", ["onnx", "torch_export"])
+def test_an_exported_model_gives_the_scores_of_pixels(finished, root, tmp_path, to):
+    """Of any number of squares the scores of the model; beside it what a user needs to know."""
+    folder, row = finished
+    out = tmp_path / "out"
+    words = ("export", "--run", row.run, "--runs", folder / "runs", "--to", to, "--out", out)
+    code, text = rsb(*words, "--images", root / "images" / "val", "--workers", "0")
+    assert code == 0, text
+    facts = json.loads((out / "preprocessing.json").read_text())
+    assert facts["input"]["shape"] == ["batch", 3, 48, 48] and facts["crop_share"] == 1
+    assert facts["output"]["shape"] == ["batch", 3, 48, 48] and facts["classes"] == list(CLASSES)
+    found = json.loads((out / "export.json").read_text())["agreement"]
+    assert found["num_images"] == 4 and found["num_answers"] == 4 * 48 * 48
+    assert found["num_same"] + found["num_ties"] == found["num_answers"]
+    assert found["max_difference"] < 1e-3
+    run, model = FORMATS[to].engine(out / facts["file"]), open_model(folder / "runs" / row.run)
+    for number in (1, 3):
+        images = torch.randn(number, 3, 48, 48, generator=torch.Generator().manual_seed(number))
+        with torch.no_grad():
+            np.testing.assert_allclose(run(images.numpy()), model(images), rtol=0, atol=1e-3)
+    card = (out / "README.md").read_text()
+    assert f"mIoU {row.main_pct:.2f} %" in card and "image-segmentation" in card
+    assert "diverged" not in card and "timm.create_model" not in card
+
+
+def test_an_export_takes_the_size_of_the_windows_and_no_class_folders(finished, tmp_path):
+    folder, row = finished
+    copy = tmp_path / "runs" / row.run
+    shutil.copytree(folder / "runs" / row.run, copy)
+    path = copy / "recipe.yaml"
+    path.write_text(
+        path.read_text().replace("  name: segmentation\n", "  name: segmentation\n  window:\n"
+                                 "    px: 32\n    stride_px: 16\n")
+    )  # fmt: skip
+    given = of_run(copy, with_maps=True)
+    assert given.image.test_px == 32 and given.gives_maps
+    words = ("export", "--run", row.run, "--runs", folder / "runs", "--to", "torch_export")
+    code, text = rsb(*words, "--data", tmp_path)
+    assert code == 2 and "data=" in text
+    code, text = rsb("latency", "--run", row.run, "--runs", folder / "runs")
+    assert code == 2 and "segmentation" in text
+
+
 def test_a_stopped_run_resumes_to_the_same_bits(root, recipe, tmp_path, monkeypatch):
     _, straight, _ = go(tmp_path / "straight", root, recipe)
     stop = StopRequest()
@@ -333,9 +479,10 @@ def test_killed_it_resumes_to_the_same_bits(root, recipe, tmp_path):
         assert first[key] == second[key]
 
 
-def test_four_micro_batches_are_one_on_each_of_four_ranks(root, recipe):
+@pytest.mark.parametrize("window", ["", "task.window={px: 32, stride_px: 20}"])
+def test_four_micro_batches_are_one_on_each_of_four_ranks(root, recipe, window):
     """Losses and weights in float64 to rounding; the counts of a shared pass to the last one."""
-    given = str(root), str(recipe.parent), 2
+    given = str(root), str(recipe.parent), 2, window
     [alone], *_ = on_ranks(masked_steps, 1, *given), None
     shared = on_ranks(masked_steps, 4, *given)
     for found in shared:

@@ -40,6 +40,8 @@ class Question:
 
     identities: of every run that it asks for, by (cell's name, seed). prefixes: how the names of
     its runs begin: `<recipe>.v<N>-<model>-<data>-s`. smallest: difference of interest, in points.
+    word: what ablation= takes for it, the name of one that comes with the suite, or the path that
+    was given.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Question:
     identities: Mapping[tuple[str, int], RunIdentity]
     prefixes: tuple[str, ...]
     smallest: float
+    word: str = ""
 
 
 def open_question(source: Path | str) -> Question:
@@ -58,6 +61,20 @@ def open_question(source: Path | str) -> Question:
 
     Raises UserError for a mistake in the file.
     """
+    return replace(_open(source), word=_word(source))
+
+
+def _word(source: Path | str) -> str:
+    path = Path(source)
+    is_shipped = path.resolve().parent == shipped_folder("ablations").resolve()
+    return path.stem if is_shipped or not _is_path(source) else str(source)
+
+
+def _is_path(source: Path | str) -> bool:
+    return isinstance(source, Path) or source.endswith((".yaml", ".yml"))
+
+
+def _open(source: Path | str) -> Question:
     record = _record(source)
     if record is not None and record.exists():
         try:
@@ -108,8 +125,7 @@ def _record(source: Path | str) -> Path | None:
     """Where the question of a file is kept; None where the file is not found without working it
     out.
     """
-    is_path = isinstance(source, Path) or source.endswith((".yaml", ".yml"))
-    file = Path(source) if is_path else shipped_folder("ablations") / f"{source}.yaml"
+    file = Path(source) if _is_path(source) else shipped_folder("ablations") / f"{source}.yaml"
     if not file.is_file():
         return None
     digest = hashlib.sha256(f"{CACHE_VERSION} {package_version('timm')} {file.stem}".encode())

@@ -144,6 +144,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     begin = [each for each in known if each.startswith(word)] if word else []
     if 1 < len(begin) <= _MOST_BEGIN:
         return f" (did you mean {', '.join(begin[:-1])} or {begin[-1]}?)"
+    if len(begin) == 1 and len(word) > 2:
+        return f" (did you mean {begin[0]}?)"
     cutoff = 0.6 if len(word) > 2 else 0.5  # one letter of two
     near = difflib.get_close_matches(word, known, n=1, cutoff=cutoff)
     return f" (did you mean {near[0]}?)" if near else ""

@@ -57,7 +57,12 @@ def export(
     form.check_installed(int8)
     if int8 and not photos.images:
         raise UserError("int8=1: no photos to find its ranges on", "use images=<photos>")
-    classifier, folder = asked.at_one_size()
+    classifier, folder = asked.at_one_size(with_maps=True)
+    if classifier.gives_maps and photos.labelled:
+        raise UserError(
+            f"data={photos.labelled}: {classifier.name} names classes of pixels, not of images",
+            "leave data= out",
+        )
     name = f"{form.name}-int8" if int8 else form.name
     out = out or default_folder(classifier, folder) / name
     check_folder(out, form, again)

@@ -66,13 +66,15 @@ class Asked:
             raise UserError(f"run={self.run}: is asked as it was evaluated", "leave test_px= out")
         return folder
 
-    def at_one_size(self) -> tuple[Classifier, Path | None]:
-        """The model and its run's folder, where it is of one. Raises UserError."""
+    def at_one_size(self, with_maps: bool = False) -> tuple[Classifier, Path | None]:
+        """The model and its run's folder, where it is of one. with_maps: see of_run. Raises
+        UserError.
+        """
         if len(sizes_of(self.test_px)) > 1:
             raise UserError(f"test_px={self.test_px}: more than one size", "use one")
-        return self.at_sizes()[0]
+        return self.at_sizes(with_maps)[0]
 
-    def at_sizes(self) -> list[tuple[Classifier, Path | None]]:
+    def at_sizes(self, with_maps: bool = False) -> list[tuple[Classifier, Path | None]]:
         """The model at every size of test_px ("224 256"), each with its run's folder, where it is
         of one. Raises UserError.
         """
@@ -83,7 +85,7 @@ class Asked:
             raise UserError(f"{missing}=: not given", "use model=<of timm> weights=<a file>")
         sizes = sizes_of(self.test_px) or (None,)
         folder = find_run_folder(self.run, self.runs) if self.run else None
-        classifier = of_run(folder) if folder else of_weights(self.model, self.weights)
+        classifier = of_run(folder, with_maps) if folder else of_weights(self.model, self.weights)
         changes = {"crop_share": self.crop, "interpolation": self.interpolation or None}
         return [(shown_otherwise(classifier, changes | {"test_px": px}), folder) for px in sizes]
 
@@ -199,6 +201,8 @@ def evaluate(
         among = sorted(set(labels)) if among_present else None
         image = classifier.image
         mirrored = ", mirrored too" if with_mirrored or classifier.test_flip else ""
+        if classifier.test_translate_px:
+            mirrored += f", moved by {classifier.test_translate_px} px too"
         shown = (
             f"{classifier.name} at {image.test_px} px (crop {image.crop_share:g},"
             f" {image.interpolation}{mirrored})"

@@ -19,6 +19,8 @@ _COLUMNS = ["run", "recipe", "model", "data", "epochs", "state", "top-1 %", "dev
 _IN_NAME = ("recipe", "model", "data")
 _WIDE = 160  # columns of a terminal that has room for all
 _MOST_DEVIATIONS = 4  # named in the table
+_LONG = 40  # characters: a digest says nothing in a table
+_OF_WEIGHTS = ("model.pretrained.", "image.mean=", "image.std=")  # what weights= brings: last
 _MOST_ROWS_ALONE = 20  # without a run folder, in the table
 
 
@@ -51,7 +53,9 @@ def list_runs(runs: Path, results: Path, as_json: bool) -> None:
 def _cells(one: OwnRun, runs: Path) -> tuple[str, ...]:
     done = "?" if one.epochs_done is None else f"{one.epochs_done:g}"
     epochs = "" if one.epochs is None else f"{done} of {one.epochs:g}"
-    changed = list(one.deviations[:_MOST_DEVIATIONS])
+    listed = sorted(one.deviations, key=lambda each: each.startswith(_OF_WEIGHTS))
+    changed = [each if len(each) < _LONG else f"{each[:_LONG]}..." for each in listed]
+    changed = changed[:_MOST_DEVIATIONS]
     if len(one.deviations) > len(changed):
         changed.append(f"{len(one.deviations) - len(changed)} more")
     named = (one.recipe or "", one.model or "", one.data or "")

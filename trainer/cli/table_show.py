@@ -289,7 +289,7 @@ def print_comparison(out: Console, a: Row, b: Row, runs: Path) -> None:
     else:
         out.print("the rows differ only in name and date")
     has_scores = None not in (a.main_pct, b.main_pct)
-    if has_scores and a.data_fingerprint == b.data_fingerprint:
+    if has_scores and a.is_counted and a.data_fingerprint == b.data_fingerprint:
         size = a.num_val_images
         out.print(
             f"one of {size:,} val images is {100 / size:.3g} points; the seed alone gives top-1 a "

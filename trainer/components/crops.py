@@ -264,15 +264,24 @@ class Flip(Mirror):
     """Left and right change places in half of the images.
 
     share: in another share of them than a half.
+    alternating: it is drawn for epoch 0; from then on each image is flipped in every other epoch,
+    so that two epochs in a row show both sides of all.
+
+    Source: Jordan 2024, arXiv:2404.00498 (alternating).
     """
 
     name: Literal["flip"] = "flip"
     share: Annotated[float, Field(gt=0, le=1)] | None = None
+    alternating: bool = False
     purpose: ClassVar[str] = "flip"
 
     def draw(self, seed: int, ids: np.ndarray) -> np.ndarray:
         share = 0.5 if self.share is None else self.share
-        return uniforms(seed, self.purpose, ids, 1)[:, 0] < share
+        if not self.alternating:
+            return uniforms(seed, self.purpose, ids, 1)[:, 0] < share
+        epochs, ids = np.asarray(ids)[:, 0], np.array(ids)
+        ids[:, 0] = 0
+        return (uniforms(seed, self.purpose, ids, 1)[:, 0] < share) ^ (epochs % 2 == 1)
 
 
 def evaluation_size(test_px: int, crop_share: float) -> int:

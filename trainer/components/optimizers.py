@@ -13,10 +13,11 @@ from timm.models import group_parameters
 from timm.optim import RMSpropTF
 from torch import Tensor, nn
 
-from trainer.base.component import Component, Positive
+from trainer.base.component import Component, Positive, StrictModel
 from trainer.base.errors import PlanError
 from trainer.components import lamb, timm_optimizer
 from trainer.components.clipping import clip_adaptively, clip_gradients, clip_values
+from trainer.components.muon import MuonSgdOptimizer
 from trainer.components.sgd import DecoupledSgdOptimizer as _DecoupledSgd
 from trainer.components.sgd import with_whole_first_step
 from trainer.models.edit.replacement import classifier_of, is_norm
@@ -25,7 +26,28 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 Epsilon = Annotated[float, Field(gt=0, le=1)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 LayerDecay = Annotated[float, Field(gt=0, lt=1)]
+Decay = Annotated[float, Field(ge=0, le=1)]
 Kind = Literal["norms", "biases", "vectors", "bn_in_name", "no_weight_decay"]
+
+
+class OwnRates(StrictModel):
+    """Weights with a learning rate or a decay of their own.
+
+    names: dotted names, or patterns of them ("layers.*.norm1.bias"); each must fit at least one.
+    lr_scale: what the recipe's learning rate is multiplied by for them. weight_decay: theirs.
+
+    Raises ValueError for neither.
+    """
+
+    names: Annotated[tuple[str, ...], Field(min_length=1)]
+    lr_scale: Positive | None = None
+    weight_decay: Decay | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.lr_scale is None and self.weight_decay is None:
+            raise ValueError("names stand without lr_scale and weight_decay: give one of them")
+        return self
 
 
 class Optimizer(Component):
@@ -47,6 +69,7 @@ class Optimizer(Component):
     layer_decay_blocks: so many consecutive layers of a stage, its rest too, count as one for
         layer_decay; what is in no stage is a layer. None: each by itself.
     head_lr_scale: times this, the learning rate of the classifier. None: as the others.
+    own_rates: weights with rates or decays of their own; what no_decay spares stays spared.
     clip_global_norm: gradients are clipped to this norm over all of them (see `clip_gradients`);
         None does not clip.
     clip_adaptive: the gradient of each unit, but for the last linear layer's, is clipped to this
@@ -60,12 +83,13 @@ class Optimizer(Component):
     # under fp16 an infinite gradient leaves a step out: torch's scaler asks the host whether, where
     # the class does not decide it on the device
     waits_under_fp16: ClassVar[bool] = False
-    weight_decay: Annotated[float, Field(ge=0, le=1)]
+    weight_decay: Decay
     no_decay: tuple[Kind, ...] = ()
     no_decay_names: tuple[str, ...] = ()
     layer_decay: LayerDecay | None = None
     layer_decay_blocks: Annotated[int, Field(ge=2, le=100)] | None = None
     head_lr_scale: Positive | None = None
+    own_rates: tuple[OwnRates, ...] = ()
     clip_global_norm: Positive | None = None
     clip_adaptive: Positive | None = None
     clip_value: Positive | None = None
@@ -116,11 +140,16 @@ class Optimizer(Component):
         """The same optimizer where rate and batch are `ratio` times as large: an image takes as
         much of a weight as before.
         """
-        return (
-            self
-            if self.decay_follows_rate
-            else self.model_copy(update={"weight_decay": self.weight_decay * ratio})
+        if self.decay_follows_rate:
+            return self
+        own = tuple(
+            one.model_copy(update={"weight_decay": one.weight_decay * ratio})
+            if one.weight_decay is not None
+            else one
+            for one in self.own_rates
         )
+        decay = self.weight_decay * ratio
+        return self.model_copy(update={"weight_decay": decay, "own_rates": own})
 
     def clip(self, model: nn.Module) -> None:
         """Clip the gradients of a model as the recipe says, in place."""
@@ -216,6 +245,54 @@ class DecoupledSgd(Optimizer):
         )
 
 
+class MuonSgd(Optimizer):
+    """Muon for filters and matrices: they move by the orthogonal part of their momentum. All else,
+    vectors, the classifier and fallback_names, moves by gradient descent with a momentum of its
+    own, mostly at own_rates.
+
+    iterations: of Newton and Schulz, for the orthogonal part. normalize_weights: before its step
+    each of Muon's weights is scaled to the norm sqrt(out), by which its direction alone is learned.
+    sgd_momentum, sgd_nesterov: of the others. Decay shrinks Muon's weights by lr * weight_decay,
+    and is added to the gradient of the others.
+
+    Sources: see `muon.MuonSgdOptimizer`.
+    """
+
+    name: Literal["muon_sgd"] = "muon_sgd"
+    waits_under_fp16: ClassVar[bool] = True
+    decay_follows_rate: ClassVar[bool] = True
+    momentum: Momentum
+    nesterov: bool = False
+    iterations: Annotated[int, Field(ge=1, le=20)]
+    normalize_weights: bool = False
+    sgd_momentum: Momentum
+    sgd_nesterov: bool = False
+    fallback_names: tuple[str, ...] = ()
+    example: ClassVar[dict[str, Any]] = {
+        "momentum": 0.6, "nesterov": True, "iterations": 3, "sgd_momentum": 0.85,
+        "weight_decay": 0.0,
+    }  # fmt: skip
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> Self:
+        if self.sgd_nesterov and not self.sgd_momentum:
+            raise ValueError("sgd_nesterov stands with sgd_momentum 0: leave it out")
+        return _with_momentum(self)
+
+    def by_fallback(self, model: nn.Module) -> set[int]:
+        head = classifier_of(model)
+        others = [] if head is None else list(head.parameters())
+        others += [weight for weight in model.parameters() if weight.ndim < 2]
+        return {id(one) for one in others} | _named(model, self.fallback_names, "fallback_names")
+
+    def build(self, groups: list[dict], lr: float) -> torch.optim.Optimizer:
+        names = {
+            "momentum", "nesterov", "iterations", "normalize_weights", "sgd_momentum",
+            "sgd_nesterov",
+        }  # fmt: skip
+        return _resumable(MuonSgdOptimizer(groups, lr, **self.model_dump(include=names)))
+
+
 class RmspropTf(Optimizer):
     """Gradients over the root of their mean square, in the form of TensorFlow 1, as timm has it.
 
@@ -305,21 +382,48 @@ def param_groups(model: nn.Module, optimizer: Optimizer) -> list[dict]:
     classifier timm does not name where they are asked for.
     """
     scales = _lr_scales(model, optimizer)
+    own = _own_rates(model, optimizer)
     spared, fallback = _spared(model, optimizer), optimizer.by_fallback(model)
-    groups: dict[tuple[float, bool, bool], list[Tensor]] = {}
+    groups: dict[tuple[float, bool, bool, float], list[Tensor]] = {}
     for name, weight in model.named_parameters():
         if weight.requires_grad:
-            kind = scales.get(name, 1.0), id(weight) in spared, id(weight) in fallback
+            lr_scale, decay = own.get(id(weight), (None, None))
+            scale = scales.get(name, 1.0) * (1.0 if lr_scale is None else lr_scale)
+            is_spared = id(weight) in spared
+            decay = 0.0 if is_spared else optimizer.weight_decay if decay is None else decay
+            kind = scale, is_spared, id(weight) in fallback, decay
             groups.setdefault(kind, []).append(weight)
     return [
         {
-            "params": groups[scale, is_spared, is_fallback],
-            "weight_decay": 0.0 if is_spared else optimizer.weight_decay,
-            "lr_scale": scale,
-            **({"use_fallback": True} if is_fallback else {}),
+            "params": groups[kind],
+            "weight_decay": kind[3],
+            "lr_scale": kind[0],
+            **({"use_fallback": True} if kind[2] else {}),
         }
-        for scale, is_spared, is_fallback in sorted(groups)
+        for kind in sorted(groups)
     ]
+
+
+def _own_rates(
+    model: nn.Module, optimizer: Optimizer
+) -> dict[int, tuple[float | None, float | None]]:
+    """lr_scale and weight_decay of the weights that have own_rates, by id. Raises PlanError for a
+    name that fits no weight, and a weight that two of them name.
+    """
+    found: dict[int, tuple[float | None, float | None]] = {}
+    for own in optimizer.own_rates:
+        ids = _named(model, own.names, "own_rates")
+        if ids & found.keys():
+            names = [
+                name for name, one in model.named_parameters() if id(one) in ids & found.keys()
+            ]
+            raise PlanError(
+                f"optimizer.own_rates: {names[0]} is named twice",
+                "name each weight in one of them",
+                path=("optimizer", "own_rates"),
+            )
+        found |= dict.fromkeys(ids, (own.lr_scale, own.weight_decay))
+    return found
 
 
 def _named(model: nn.Module, patterns: Iterable[str], key: str) -> set[int]:

@@ -50,7 +50,9 @@ class TaskSection(Component):
     targets say nothing of places, so that augmentations may move pixels after the crop. is_timms:
     its model is the one that timm builds, with timm's classifier, and a teacher's answers are those
     of such a one too. answers_with_pictures: `predict`
-    writes pictures (see Task.predict), not the names of classes.
+    writes pictures (see Task.predict), not the names of classes. gives_maps: its model gives scores
+    [B, K, H, W], of each pixel's classes, which can be exported. hub_tag: the Hugging Face Hub's
+    name of the task.
     """
 
     kind: ClassVar[str] = "task"
@@ -61,6 +63,8 @@ class TaskSection(Component):
     ignores_places: ClassVar[bool] = True
     is_timms: ClassVar[bool] = True
     answers_with_pictures: ClassVar[bool] = False
+    gives_maps: ClassVar[bool] = False
+    hub_tag: ClassVar[str] = "image-classification"
 
     @abstractmethod
     def bound(self, plan, settings) -> Task:
@@ -77,6 +81,12 @@ class TaskSection(Component):
         """Batches (images [B, C, H, W] uint8, targets [B, ...]) by number, every image of the set
         once, in order; BadImage in place of a batch with one that is bad.
         """
+
+    def evaluation_px(self, image) -> tuple[int, str]:
+        """The shorter side of what the model is shown in an evaluation, and the key that sets it.
+        image: the recipe's section.
+        """
+        return image.test_px, "image.test_px"
 
     def model_options(self) -> dict[str, Any]:
         """Arguments of timm for the body of its model, by timm's names."""

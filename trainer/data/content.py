@@ -22,8 +22,7 @@ from trainer.data.datasets.beton import BetonSet
 from trainer.data.datasets.builtin import FolderSet, ImageSet
 from trainer.data.datasets.layouts import TargetSet
 from trainer.data.datasets.members import content_of
-from trainer.data.datasets.packed import Member
-from trainer.data.decode import BadImage
+from trainer.data.decode import BadImage, Readable
 from trainer.data.index import Index
 
 _FILES_AT_ONCE = 1024  # between two calls of a reader who may be asked to stop
@@ -72,7 +71,7 @@ def _digest_of_files(index: Index) -> Iterator[str | None]:
     yield digest
 
 
-def _digest_of_paths(paths: Sequence[Path]) -> Iterator[str | None]:
+def _digest_of_paths(paths: Sequence[Readable]) -> Iterator[str | None]:
     """The same of files without an index, read each time."""
     whole = hashlib.sha256()
     with ThreadPoolExecutor(min(_MOST_THREADS, num_cores())) as pool:
@@ -86,7 +85,7 @@ def _digest_of(index: Index, i: int) -> bytes:
     return _digest_at(index.path(i))
 
 
-def _digest_at(path: Path | Member) -> bytes:
+def _digest_at(path: Readable) -> bytes:
     try:
         content = content_of(path)
     except BadImage:

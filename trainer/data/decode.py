@@ -18,6 +18,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -85,6 +86,12 @@ _UNREAD_BRANDS = {b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "H
     b"mif1": "HEIC",
     b"msf1": "HEIC",
 }
+
+
+class Readable(Protocol):
+    """A file, or what is read as one; str() of it names it for people."""
+
+    def read_bytes(self) -> bytes: ...
 
 
 class BadImage(DataError):
@@ -354,7 +361,7 @@ def stack_squares(squares: list[bytes], side_px: int) -> np.ndarray:
 
 
 @contextmanager
-def named(path: Path) -> Iterator[None]:
+def named(path: Readable) -> Iterator[None]:
     """Turn whatever a decoder raises for damaged bytes into one line with the file's path.
 
     Raises BadImage, or DataTrouble for what the system says of reading, not of the image.
@@ -374,7 +381,7 @@ def named(path: Path) -> Iterator[None]:
         raise BadImage(found, "use an intact file", place=str(path)) from None
 
 
-def _is_files_own(error: OSError, path: Path) -> bool:
+def _is_files_own(error: OSError, path: Readable) -> bool:
     """Is it one file that is missing or no file, not the folder or the disk that it is on?"""
     if error.errno == errno.ENOENT:
         return os.path.isdir(getattr(path, "parent", ""))

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -160,8 +161,8 @@ def build_index(folder: Path, classes: tuple[str, ...], record: Path) -> Index:
 def _with_state(found: Index, times: np.ndarray, ignored: Mapping[str, int]) -> Index:
     found.ignored = ignored
     if times.min(initial=0) >= 0:
-        found.state = hashlib.sha256(found.fingerprint.encode() + times.astype("<i8").tobytes())
-        found.state = found.state.hexdigest()
+        digest = hashlib.sha256(found.fingerprint.encode() + times.astype("<i8").tobytes())
+        found.state = digest.hexdigest()
     return found
 
 
@@ -260,7 +261,7 @@ def _scan(
             labels.append(label)
             sizes.append(size)
             times.append(changed)
-    columns = zip(
+    columns: Any = zip(
         (ARRAYS | {_TIMES: np.int64}).items(), (paths, offsets, labels, sizes, times), strict=True
     )
     arrays = {name: np.frombuffer(values, dtype) for (name, dtype), values in columns}
@@ -271,5 +272,6 @@ def fingerprint_of(arrays: dict[str, np.ndarray]) -> str:
     """SHA-256 over the arrays of ARRAYS, whatever the machine's byte order."""
     digest = hashlib.sha256()
     for name, dtype in ARRAYS.items():
-        digest.update(arrays[name].astype(np.dtype(dtype).newbyteorder("<"), copy=False))
+        values: Any = arrays[name].astype(np.dtype(dtype).newbyteorder("<"), copy=False)
+        digest.update(values)  # an array is a buffer, which its type does not say
     return digest.hexdigest()

@@ -168,9 +168,9 @@ class TrainingState:
         )
         self.gradients = Gradients(self.model.parameters(), ranks, are_static=settings.cuda_graphs)
         freeze = plan.recipe.model.freeze if plan.recipe.model else None
-        if settings.cuda_graphs and freeze and freeze.until_epochs:
+        if settings.cuda_graphs and freeze and not freeze.is_for_good:
             raise UserError(
-                "cuda_graphs=1: model.freeze.until_epochs changes which weights have gradients",
+                "cuda_graphs=1: model.freeze changes in the run which weights have gradients",
                 "use cuda_graphs=0",
             )
         self.freezing = Freezing(self.model, freeze, plan.steps_per_epoch)

@@ -39,7 +39,9 @@ def train(state: TrainingState, data: OpenedData, run: NullRun | None = None) ->
     """
     run = run or NullRun()
     plan, settings = state.plan, state.settings
-    assert plan.class_counts is not None or not plan.recipe.loss.needs_counts, "see with_counts"
+    assert plan.class_counts is not None or not plan.recipe.loss.needs_counts, "see planned_over"
+    model = plan.recipe.model
+    assert plan.patches is not None or not (model and model.whitening), "see planned_over"
     set_algorithms(settings)
     with run.open():
         progress = state.progress

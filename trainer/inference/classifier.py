@@ -24,6 +24,7 @@ from trainer.models.weights import WeightsError, read_weights, weights_path
 from trainer.models.zoo import timm_name
 from trainer.runs.export import weights_digest
 from trainer.runs.run_folder import open_model, recipe_of
+from trainer.tasks.views import viewed
 
 _IMAGENET_CLASSES = 1000
 
@@ -59,6 +60,8 @@ class Classifier:
     weights_sha256: str
     meanings: tuple[str, ...] = ()
     test_flip: bool = False  # its evaluation adds the mirrored images
+    test_translate_px: int | None = None  # and images moved by so much
+    gives_maps: bool = False  # its logits are [B, K, H, W], of each pixel
 
     def class_name(self, number: int) -> str:
         """The name of a logit, with its meaning: "n01440764 tench"."""
@@ -81,22 +84,23 @@ class Classifier:
     @torch.no_grad()
     def logits(self, images: Tensor, settings: Settings, with_mirrored: bool = False) -> Tensor:
         """Float32 logits [B, K], on the device, of images [B, C, H, W] uint8; with_mirrored: the
-        mean with those of the mirrored images.
+        mean with those of the mirrored images. As its evaluation sees them.
         """
         images = scored_inputs(images.to(settings.device), self.image, settings)
         with autocast(settings):
-            logits = self.model(images).float()
-            if with_mirrored or self.test_flip:
-                logits = (logits + self.model(images.flip(3)).float()) / 2
-        return logits
+            is_mirrored = with_mirrored or self.test_flip
+            return viewed(self.model, images, is_mirrored, self.test_translate_px)
 
 
-def of_run(folder: Path) -> Classifier:
-    """The trained model of a finished run. Raises PlanError where there is none, or it names no
-    classes of whole images.
+def of_run(folder: Path, with_maps: bool = False) -> Classifier:
+    """The trained model of a finished run. with_maps: one that names the class of each pixel too,
+    of squares and without what its evaluation does beside, such as mirroring.
+
+    Raises PlanError where there is none, or it names no such classes.
     """
     recipe, facts = recipe_of(folder)
-    if recipe.of_task.answers_with_pictures:
+    gives_maps = recipe.of_task.gives_maps
+    if recipe.of_task.answers_with_pictures and not (gives_maps and with_maps):
         raise PlanError(
             f"{folder}: a run of {recipe.of_task.name}, whose model names no class of an image",
             "use predict without other sizes, or eval with run= alone",
@@ -105,7 +109,7 @@ def of_run(folder: Path) -> Classifier:
     image, profile = recipe.image, facts["profile"]
     found = ImageFacts(
         profile["channels"],
-        image.test_px,
+        recipe.of_task.evaluation_px(image)[0],
         image.test_crop_share,
         image.test_interpolation,
         tuple(profile["mean"]),
@@ -114,7 +118,20 @@ def of_run(folder: Path) -> Classifier:
     )
     names = _label_names(folder / "config.json", profile["num_classes"])
     digest = weights_digest(model)
-    return Classifier(folder.name, model, found, names, digest, test_flip=image.test_flip or False)
+    # an export of maps leaves mirroring to who uses it
+    test_flip, test_translate_px = (
+        (False, None) if gives_maps else (bool(image.test_flip), image.test_translate_px)
+    )
+    return Classifier(
+        folder.name,
+        model,
+        found,
+        names,
+        digest,
+        test_flip=test_flip,
+        test_translate_px=test_translate_px,
+        gives_maps=gives_maps,
+    )
 
 
 def of_weights(model: str, weights: str) -> Classifier:

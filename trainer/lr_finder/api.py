@@ -25,6 +25,7 @@ from trainer.base.errors import UserError, did_you_mean
 from trainer.base.settings import Settings, make_settings
 from trainer.base.signals import StopRequest
 from trainer.data.dataset import OpenedData, open_data
+from trainer.data.patches import planned_over
 from trainer.data.profile import data_folder
 from trainer.data.workers import Watch
 from trainer.distributed.communicator import Ranks, alone
@@ -215,7 +216,7 @@ def trial_plan(plan: Plan, cut: OpenedData) -> Plan:
     schedule and average.
     """
     numbers = {"num_train": cut.train.num_images, "num_val": cut.val.num_images}
-    return make_plan(
+    plan = make_plan(
         without_schedule(plan.recipe),
         model=plan.model,
         profile=plan.profile.model_copy(update=numbers),
@@ -224,7 +225,8 @@ def trial_plan(plan: Plan, cut: OpenedData) -> Plan:
         deviations=plan.deviations,
         world_size=plan.world_size,
         bad_images=plan.bad_images,
-    ).with_counts(cut.train)
+    )
+    return planned_over(plan, cut.train)
 
 
 def run(

@@ -33,6 +33,7 @@ from trainer.runs import summary as show
 from trainer.runs.plan_lines import batch_line
 
 CURVE_COLUMNS = ("trial", "purpose", "seed", "step", "value", "loss_nats", "held_out_nats")
+_FEW_HELD = 50  # images, of which a class or two decides
 _WORDS = {"ramp": "ramp", "probe": "stability probe", "race": "candidate trial"}
 _FAR_ABOVE = 2.0  # times the loss of equal odds
 _ENDS = {
@@ -166,6 +167,13 @@ def print_plan_head(out: Console, setup) -> None:
     out.print(
         f"held out: {held} of {left + held} training images; the validation split is not looked at"
     )
+    if held < _FEW_HELD:
+        out.print(
+            f"note: {held} images tell rates apart only by their loss, and hardly; more images, or"
+            " more seeds=, tell more",
+            style="yellow",
+            markup=False,
+        )
     out.print(
         f"{lengths.num_ramps} ramps of {lengths.num_ramp_steps} steps, up to {lengths.num_probes}"
         f" probes of {lengths.num_probe_steps} and {lengths.num_candidates + lengths.num_repeats}"

@@ -20,6 +20,7 @@ from trainer.models.freezing import freeze_for_good
 from trainer.models.initialization import initialize_weights, scale_head
 from trainer.models.parts.depth import LayerScale
 from trainer.models.parts.norm_layers import StepNorm
+from trainer.models.whitening import whiten
 from trainer.models.zoo import timm_name, torchvision_models
 
 if TYPE_CHECKING:
@@ -85,6 +86,8 @@ def assemble(plan: Plan) -> tuple[nn.Module, tuple[Replacement, ...]]:
         torch.manual_seed(streams.torch_seed(plan.seed, "weights"))
         model, replacements = assembled(plan)
         replacements += initialize_weights(model, plan.recipe.model, plan.profile.num_classes)
+        if plan.recipe.model and plan.recipe.model.whitening:
+            replacements += (whiten(model, plan.recipe.model.whitening, plan),)
         model = plan.recipe.of_task.model_of(plan, model)
         _check_sizes(plan, model)
         _check_sample(plan, model)
@@ -153,7 +156,8 @@ def size_options(plan: Plan) -> dict[str, Any]:
     where its class has no such arguments: `assemble` refuses it then.
     """
     image = plan.recipe.image
-    return size_options_of(plan.model, image.train_px, {image.test_px, *train_sizes(plan)})
+    test_px, _ = plan.recipe.of_task.evaluation_px(image)
+    return size_options_of(plan.model, image.train_px, {test_px, *train_sizes(plan)})
 
 
 def size_options_of(model: str, image_px: int, sizes: set[int]) -> dict[str, Any]:
@@ -187,9 +191,8 @@ def _check_sizes(plan: Plan, model: nn.Module) -> None:
     """
     channels = plan.profile.channels
     # train_px comes last: where both sizes are equal, the message names it
-    for image_px, place in (
-        {plan.recipe.image.test_px: "image.test_px"} | train_sizes(plan)
-    ).items():
+    tested = dict([plan.recipe.of_task.evaluation_px(plan.recipe.image)])
+    for image_px, place in (tested | train_sizes(plan)).items():
         reason = refusal(model, channels, image_px)
         if reason is not None:
             larger = [px for px in _TRIED_PX if px > image_px]

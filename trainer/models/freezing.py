@@ -1,4 +1,4 @@
-"""Weights that do not train: all but some, for the whole run or until an epoch."""
+"""Weights that do not train: all but some, for the whole run, until an epoch or from one on."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def freeze_for_good(model: nn.Module, freeze: Freeze) -> None:
     """Freeze what never trains. Raises PlanError as `frozen_names` does."""
     weights = dict(model.named_parameters())
     for name in frozen_names(model, freeze):
-        if freeze.until_epochs is None:
+        if freeze.is_for_good:
             weights[name].requires_grad_(False)
 
 
@@ -57,7 +57,7 @@ def _head_names(model: nn.Module) -> list[str]:
 
 class Freezing:
     """Keeps weights from training, and the running statistics of their norms from moving, up to a
-    step.
+    step or from one on.
 
     A norm that is frozen normalizes by its running statistics, as in evaluation.
     """
@@ -74,19 +74,23 @@ class Freezing:
             if is_norm(module) and _all_within(module.parameters(recurse=False), ids)
         ]
         until = freeze.until_epochs if freeze else 0.0
-        self.until_step = (
-            math.inf if until is None else math.ceil(round(until * steps_per_epoch, 6))
-        )
+        first = freeze.from_epochs if freeze else None
+        self.until_step = math.inf if until is None else _step_of(until, steps_per_epoch)
+        self.from_step = 0 if first is None else _step_of(first, steps_per_epoch)
 
     def set(self, step: int) -> bool:
         """Freeze or release the weights for a step; were others trained at the step before?"""
-        is_frozen = step < self.until_step
+        is_frozen = self.from_step <= step < self.until_step
         is_changed = any(weight.requires_grad == is_frozen for weight in self._weights)
         for weight in self._weights if is_changed else ():
             weight.requires_grad_(not is_frozen)
         for norm in self._norms:  # an evaluation sets the modes of all modules
             norm.train(not is_frozen)
         return is_changed
+
+
+def _step_of(epochs: float, steps_per_epoch: int) -> int:
+    return math.ceil(round(epochs * steps_per_epoch, 6))
 
 
 def _all_within(weights: Iterable[nn.Parameter], ids: set[int]) -> bool:

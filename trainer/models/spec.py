@@ -91,11 +91,43 @@ class Freeze(StrictModel):
     with.
 
     all_but: what trains all the same: names of weights or patterns of them ("layer4.*"), and "head"
-    for the classifier. until_epochs: from then on all weights train; None: never.
+    for the classifier. until_epochs: from then on all weights train; None: never. from_epochs:
+    until then all weights train; None: frozen from the start.
+
+    Raises ValueError for both.
     """
 
     all_but: Annotated[tuple[str, ...], Field(min_length=1)]
     until_epochs: Annotated[float, Field(gt=0)] | None = None
+    from_epochs: Annotated[float, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.until_epochs is not None and self.from_epochs is not None:
+            raise ValueError("until_epochs and from_epochs are both there: keep one of them")
+        return self
+
+    @property
+    def is_for_good(self) -> bool:
+        """Are they frozen for the whole run?"""
+        return self.until_epochs is None and self.from_epochs is None
+
+
+class Whitening(StrictModel):
+    """The first convolution answers with uncorrelated numbers of one size: its filters are the
+    eigenvectors of the covariance of the training images' patches, each over the root of its
+    eigenvalue, and then all of them with the other sign. They do not train.
+
+    images: so many training images, at equal steps through the set, as an evaluation shows them.
+    patch_px: the side of a patch, which the convolution must have; it has 2 * channels * patch_px^2
+    filters. eps: added to each eigenvalue.
+
+    Source: tysam-code's hlb-CIFAR10; Jordan 2024, arXiv:2404.00498.
+    """
+
+    images: Annotated[int, Field(ge=1, le=1 << 20)]
+    patch_px: Annotated[int, Field(ge=1, le=16)]
+    eps: Annotated[float, Field(gt=0, le=1)]
 
 
 class Model(StrictModel):
@@ -106,7 +138,9 @@ class Model(StrictModel):
     attention_dropout, projection_dropout: of the weights of attention and behind its
     projections and MLPs, where a model's class has them (CCT has 0.1 of the first, T2T-ViT's first
     layers 0.1 of the second, if absent; timm's models none). patch_px: the side of a transformer's
-    patches, in place of what its name says.
+    patches, in place of what its name says. whitening: comes after start.
+
+    Raises ValueError for whitening beside pretrained.
     """
 
     zero_init_last: bool | None = None
@@ -130,8 +164,15 @@ class Model(StrictModel):
     stochastic_depth: StochasticDepth | None = None
     drop_block: DropBlock | None = None
     start: Start | None = None
+    whitening: Whitening | None = None
     pretrained: Pretrained | None = None
     freeze: Freeze | None = None
+
+    @model_validator(mode="after")
+    def _first_filters_once(self) -> Self:
+        if self.whitening is not None and self.pretrained is not None:
+            raise ValueError("whitening overwrites what pretrained loads: leave one of them out")
+        return self
 
     def parts(self) -> Iterator[tuple[str, Part]]:
         """The parts that are set, in the order in which they are applied."""

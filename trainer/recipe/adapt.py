@@ -18,17 +18,22 @@ _LEAST_GROWTH_PX = (
 )
 
 
-def adaptation(recipe: Recipe, profile: Profile) -> dict[str, Any]:
+def adaptation(recipe: Recipe, profile: Profile, from_weights: bool = False) -> dict[str, Any]:
     """The overrides, by dotted path, that fit a recipe to a profile; empty where the profile adapts
     nothing.
 
     Lengths that a recipe gives in epochs keep their share of the run, learning rates follow the
     recipe's own scaling rule, and an average keeps its share of the run's steps. A recipe that is
     adapted already is left as it is.
+
+    from_weights: the run starts from trained weights. A profile's epochs, which are those of
+    training from scratch, then make no run longer than its recipe has it.
     """
     adapt = profile.adapt
     if adapt is None:
         return {}
+    if from_weights and adapt.epochs is not None and adapt.epochs > recipe.epochs:
+        adapt = adapt.model_copy(update={"epochs": None})
     changes: dict[str, Any] = {}
     _fit_images(changes, recipe, adapt)
     _fit_growth(changes, recipe, adapt)

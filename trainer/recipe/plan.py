@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,17 @@ from trainer.recipe.schema import Deviation, Recipe
 BAD_IMAGES = ("fail", "skip")
 
 
+class PatchSums(NamedTuple):
+    """What is known of the patches of training images: sums over them, in grey levels, exact.
+
+    number: of patches. sums: of each of their values, [C * side * side]. products: of each two.
+    """
+
+    number: int
+    sums: tuple[int, ...]
+    products: tuple[tuple[int, ...], ...]
+
+
 @dataclass(frozen=True)
 class Plan:
     """Everything a run follows, in steps.
@@ -32,8 +43,8 @@ class Plan:
     step, as they are mixed; see `assignment` for which are a rank's. One is one norm sample
     (batch.norm_images), or the fewest samples that hold whole mixing units.
     num_steps: optimizer steps of the whole run. plugins: sha256 of each file outside the package
-    that the recipe's components come from, by its path. class_counts: training images of each
-    class, once the data are open.
+    that the recipe's components come from, by its path. class_counts, patches: training images of
+    each class, and what the first weights take from them, once the data are open (planned_over).
     """
 
     recipe: Recipe
@@ -49,6 +60,7 @@ class Plan:
     num_steps: int
     plugins: Mapping[str, str] = field(default_factory=dict)
     class_counts: tuple[int, ...] | None = None
+    patches: PatchSums | None = None
 
     @cached_property
     def loss(self) -> Loss:
@@ -353,11 +365,9 @@ def _check_warmup(recipe: Recipe, steps_per_epoch: int) -> None:
         recipe.lr.schedule.min_steps_after_warmup(steps_per_epoch),
     )
     if (recipe.lr.warmup_steps or 0) > num_steps - needed:
-        fix = (
-            {"lr.warmup_steps": num_steps - needed}
-            if num_steps > needed
-            else recipe.lr.without_warmup("warmup_steps")
-        )
+        # what fits best may be all of the run, which then never leaves the warm-up
+        half = min(num_steps // 2, num_steps - needed)
+        fix = {"lr.warmup_steps": half} if half > 0 else recipe.lr.without_warmup("warmup_steps")
         raise PlanError(
             f"lr.warmup_steps {recipe.lr.warmup_steps} does not fit into the run's {num_steps}"
             " steps",

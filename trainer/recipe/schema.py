@@ -310,9 +310,13 @@ class Recipe(StrictModel):
             yield ("mix",), self.mix
 
     @model_validator(mode="after")
-    def _average_is_named(self) -> Self:
-        if self.average and "name" not in self.average.model_fields_set:
-            raise refuse(("average",), "average has no name", "add name: ema")
+    def _task_takes_views(self) -> Self:
+        if self.image.test_translate_px is not None and self.of_task != default_task():
+            raise refuse(
+                ("image", "test_translate_px"),
+                f"task {self.of_task.name} scores no moved images",
+                "leave it out",
+            )
         return self
 
     @model_validator(mode="after")

@@ -124,12 +124,14 @@ class Image(StrictModel):
     test_interpolation: "bilinear_no_antialias" does not smooth what it makes smaller (OpenCV,
     DALI); the others do (PIL).
     growth: smaller training images in the beginning; None trains on train_px throughout. test_flip:
-    an image is scored by the sum of its logits and those of its mirror image. mean, std: per
-    channel, what images are normalized by, in units where black is 0 and white is 1; None: the data
-    profile's. weights= sets those that its weights were trained with.
+    an image is scored by the sum of its logits and those of its mirror image. test_translate_px:
+    half of the weight is on the image, half on it moved so many px up and to the left, and down and
+    to the right (mirrored at the edges). mean, std: per channel, what images are normalized by, in
+    units where black is 0 and white is 1; None: the data profile's. weights= sets those that its
+    weights were trained with.
 
     Raises ValueError for a growth from no smaller size, or sizes that are no multiples of its
-    multiple_px, and for one of mean and std without the other.
+    multiple_px, for one of mean and std without the other, and for images moved out of sight.
     """
 
     train_px: Side
@@ -138,6 +140,7 @@ class Image(StrictModel):
     test_interpolation: Literal["bilinear", "bicubic", "bilinear_no_antialias"]
     test_crop_mode: Literal["squash", "border"] | None = None
     test_flip: bool = False
+    test_translate_px: Annotated[int, Field(ge=1, le=64)] | None = None
     growth: Growth | None = None
     mean: Annotated[tuple[Level, ...], Field(min_length=1)] | None = None
     std: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
@@ -150,6 +153,15 @@ class Image(StrictModel):
         if self.mean and self.std and len(self.mean) != len(self.std):
             raise ValueError(
                 f"mean has {len(self.mean)} numbers and std {len(self.std)}: write one per channel"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _stays_in_sight(self) -> Self:
+        if self.test_translate_px is not None and self.test_translate_px >= self.test_px:
+            raise ValueError(
+                f"test_translate_px {self.test_translate_px} moves images of {self.test_px} px out"
+                " of sight: make it smaller"
             )
         return self
 

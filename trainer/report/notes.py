@@ -156,8 +156,13 @@ def brief_remarks(table: Table, columns: Collection[str]) -> tuple[str, ...]:
 
 def _brief_comparison(table: Table) -> list[str]:
     differences = [summary.difference for summary in table.cells if summary.difference]
-    if not any(difference.p is not None for difference in differences):
+    if not differences:
         return []
+    if not any(difference.p is not None for difference in differences):
+        return [
+            f"Differences are cell − base ({_listed(table.bases)}), of one seed or without any "
+            "spread: no interval and no p."
+        ]
     paired = ", paired by seed" if {one.kind for one in differences} == {"paired"} else ""
     return [
         f"Differences are cell − base ({_listed(table.bases)}){paired}; intervals hold together at "
@@ -190,7 +195,8 @@ def _chance_warnings(table: Table) -> list[str]:
 def _score_remark(table: Table) -> str:
     metric = table.metric
     unit = "%" if metric.unit == "%" else f"in {metric.unit}"
-    score = f"{metric.label[0].upper()}{metric.label[1:]} {unit} of val after the last epoch"
+    label = metric.label if not metric.label.islower() else metric.label.capitalize()
+    score = f"{label} {unit} of val after the last epoch"
     seeds = f"{plural('seed', len(table.seeds))} {', '.join(map(str, table.seeds))}"
     spread = "mean ± standard deviation (n − 1) over " if len(table.seeds) > 1 else ""
     return f"{score}, {spread}{seeds}."
@@ -213,7 +219,7 @@ def _comparison_remark(table: Table) -> list[str]:
     return [
         f"{text}, {test}, {_simultaneous(table.num_compared)}",
         "Any two cells, with an interval and a p of their own: "
-        f"make compare ablation={table.name} a=<cell> b=<cell>.",
+        f"make compare ablation={table.word} a=<cell> b=<cell>.",
     ]
 
 
@@ -262,7 +268,8 @@ def _single_value_remark(table: Table) -> list[str]:
         return []
     prefix = "One seed" if len(table.seeds) == 1 else "n = 1"
     text = f"{prefix}: no confidence interval and no p-value."
-    if table.metric.name not in ("top1", "ema"):
+    is_counted = all(row.is_counted for summary in single for row in summary.rows)
+    if table.metric.name not in ("top1", "ema") or not is_counted:
         return [text]
     sizes = {row.num_val_images for summary in single for row in summary.rows} - {RSB_VAL_IMAGES}
     scaled = [f"about {published_spread_pct(size):.2f} on {size:,}" for size in sorted(sizes)]
@@ -284,6 +291,8 @@ def _val_size_remarks(table: Table) -> list[str]:
         if not scored:
             continue
         summary, mean = next((pair for pair in scored if pair[0].cell.is_base), scored[0])
+        if not summary.rows[0].is_counted:
+            continue
         size = summary.rows[0].num_val_images
         lines.append(
             f"{_group_prefix(table, group)}One of {counted(size, 'val image')} is "

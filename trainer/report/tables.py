@@ -184,7 +184,7 @@ class Table:
     many differences have a p, the number that Holm's method corrects for and that the intervals
     hold for together. effects: of full designs, corrected among themselves. Bases, num_compared
     and effects are of all cells, also where a view shows only some. smallest: difference of
-    interest, in points.
+    interest, in points. word: what ablation= takes for it.
     """
 
     name: str
@@ -199,6 +199,7 @@ class Table:
     num_compared: int
     effects: tuple[FactorEffect, ...]
     smallest: float
+    word: str
 
     @property
     def score_label(self) -> str:
@@ -307,6 +308,7 @@ def summarize(
         num_compared=num_compared,
         effects=effects_of((summary.cell, summary.values) for summary in marked),
         smallest=question.smallest,
+        word=question.word or question.name,
     )
 
 

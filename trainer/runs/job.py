@@ -93,7 +93,8 @@ def resolve(
     written = deviations_between(origin.for_model(job.model), recipe, "file") if origin else ()
     adapted: tuple[Deviation, ...] = ()
     if profile and recipe.adapted_to != profile.name:
-        recipe, adapted = apply_overrides(recipe, adaptation(recipe, profile), "profile")
+        changes = adaptation(recipe, profile, from_weights=job.weights is not None)
+        recipe, adapted = apply_overrides(recipe, changes, "profile")
         recipe = recipe.model_copy(update={"adapted_to": profile.name})
     started: tuple[Deviation, ...] = ()
     if job.weights:
@@ -281,6 +282,7 @@ def with_content(
             console.print(f"reading {num_images:,} images once, to record their content ...")
             is_said = True
         ranks.check(stop)
+    assert found is not None
     return dataclasses.replace(data, content_sha256=ranks.broadcast(found.content_sha256))
 
 
@@ -339,7 +341,8 @@ def _run_to_row(
             parent,
             tracking.trackers,
         )
-        tracking.row = row and row.model_dump(mode="json", exclude={"resolved_recipe"})
+        if row is not None:
+            tracking.row = row.model_dump(mode="json", exclude={"resolved_recipe"})
     return code, row
 
 
@@ -382,6 +385,7 @@ def _train_to_row(
     if missing:
         _say_unwritten(console, missing)
         return EXIT_UNWRITTEN, row
+    assert row is not None
     return (done if row.status == "finished" else EXIT_DIVERGED), row
 
 

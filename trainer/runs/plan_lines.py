@@ -45,6 +45,8 @@ def model_facts(plan: Plan, model) -> str:
         weights, until = dict(model.named_parameters()), freeze.until_epochs
         number = sum(weights[name].numel() for name in frozen_names(model, freeze))
         frozen = f" ({number:,} frozen" + (f" until epoch {until:g})" if until else ")")
+        if freeze.from_epochs:
+            frozen = f" ({number:,} frozen from epoch {freeze.from_epochs:g} on)"
     return (
         f"{num_parameters(model):,} parameters{frozen}, {cost:.4g} G multiply-adds an image of"
         f" {test_px} px"

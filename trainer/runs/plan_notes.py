@@ -55,23 +55,35 @@ def warmup_note(out: Console, plan: Plan) -> None:
 
 
 def few_steps_note(out: Console, plan: Plan) -> None:
-    """Where a run from random weights is too short to learn, what score to expect."""
-    num_full = num_full_steps(plan)
-    if num_full is not None and num_full < FEWEST_FULL_STEPS:
-        line = (
-            f"note: expect about chance, 1 of {plan.profile.num_classes:,} classes right: the"
-            f" {counted(plan.num_steps, 'step')} are worth {num_full:.2g} at the peak rate; train"
-            " for more epochs"
-        )
-        out.print(line, style="yellow", markup=False, soft_wrap=True)
+    """Where a run is too short to learn, what to expect."""
+    num_full = _num_full_steps(plan)
+    if num_full >= FEWEST_FULL_STEPS:
+        return
+    if _starts_from_weights(plan):
+        expected = "expect little of a classifier that starts anew"
+    elif plan.recipe.task is None:
+        expected = f"expect about chance, 1 of {plan.profile.num_classes:,} classes right"
+    else:
+        expected = "expect what a model answers that has learned nothing"
+    line = (
+        f"note: {expected}: of the learning rate's peak the {counted(plan.num_steps, 'step')} have"
+        f" as much as {num_full:.2g} whole ones; train for more epochs"
+    )
+    out.print(line, style="yellow", markup=False, soft_wrap=True)
 
 
 def num_full_steps(plan: Plan) -> float | None:
     """The steps of a run from random weights, each counted by its share of the peak rate; counted
     no further than FEWEST_FULL_STEPS. None where it starts from trained weights.
     """
-    if plan.recipe.model is not None and plan.recipe.model.pretrained is not None:
-        return None
+    return None if _starts_from_weights(plan) else _num_full_steps(plan)
+
+
+def _starts_from_weights(plan: Plan) -> bool:
+    return plan.recipe.model is not None and plan.recipe.model.pretrained is not None
+
+
+def _num_full_steps(plan: Plan) -> float:
     num_full = 0.0
     for step in range(plan.num_steps):  # ends early: a long run has hundreds of thousands
         num_full += plan.lr_at(step) / plan.recipe.lr.peak

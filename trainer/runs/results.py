@@ -106,7 +106,8 @@ class Row(StrictModel):
     was learned. top1_pct, top5_pct: None for another task than classification, whose scores are in
     scores_pct, by their names in metrics.jsonl, the main one first, its other weights' in
     other_top1_pct too; class_pct: of each class by its name, None where no image has it.
-    majority_pct: top-1 of always answering the class that training has most of; None in older rows.
+    majority_pct: the main score of always answering the class that training has most of; None in
+    older rows.
     bitwise: may a rerun on this machine be compared bit for bit? changes: what a resumed run found
     otherwise than the process before it (device, precision, threads, versions, code), each with its
     step, and where memory ran out; the row's own values are those of the last process. step_s: the
@@ -208,6 +209,11 @@ class Row(StrictModel):
         if self.task == CLASSIFICATION:
             return {"top1_pct": self.top1_pct, "top5_pct": self.top5_pct}
         return dict(self.scores_pct)
+
+    @property
+    def is_counted(self) -> bool:
+        """Is the main score a share of the val images, each right or wrong?"""
+        return self.task == CLASSIFICATION
 
     @property
     def main_pct(self) -> float | None:

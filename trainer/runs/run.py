@@ -21,6 +21,7 @@ from trainer.base.settings import Settings
 from trainer.base.signals import StopRequest
 from trainer.data.dataset import OpenedData
 from trainer.data.jpeg import decoder_name
+from trainer.data.patches import planned_over
 from trainer.data.workers import Watch
 from trainer.distributed.communicator import Ranks, alone
 from trainer.engine.null_run import NullRun
@@ -80,7 +81,7 @@ def train_in_folder(
     """
     gpus = [torch.device(settings.device)] if settings.device.startswith("cuda") else []
     say = partial(console.print, markup=False, highlight=False)
-    plan = plan.with_counts(data.train)
+    plan = planned_over(plan, data.train)
     with (
         data.started_for(plan, settings, ranks, say) as data,
         torch.random.fork_rng(gpus),

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from trainer.base.commands import command
 from trainer.base.devices import is_tried
 from trainer.base.plural import counted
 from trainer.base.scores import score_label
@@ -167,8 +168,9 @@ def module_replacements(plan: Plan) -> tuple[Replacement, ...]:
 
 def replaced_lines(out: Console, recipe: Recipe, swaps: Sequence[Replacement]) -> None:
     """One line for each part of the model section; what `auto` chose stands out."""
+    parts = tuple(recipe.model.parts()) if recipe.model else ()
     for swap in swaps:
-        is_auto = any(part.chooses for key, part in recipe.model.parts() if key == swap.part)
+        is_auto = any(part.chooses for key, part in parts if key == swap.part)
         line = (
             str(swap)
             if swap.places
@@ -211,7 +213,7 @@ def plan_in_full(
     normalization_note(out, plan)
     replaced_lines(out, recipe, swaps)
     table = Table(show_header=False, box=None, pad_edge=False)
-    epochs = counted(recipe.epochs, "epoch")
+    epochs, moved_px = counted(recipe.epochs, "epoch"), recipe.image.test_translate_px
     for name, value in {
         "steps": f"{plan.num_steps:,} = {epochs} x {plan.steps_per_epoch:,}",
         "batch": batch_line(plan),
@@ -229,10 +231,12 @@ def plan_in_full(
         "image": (
             f"{growth_line(plan)} for training, {recipe.image.test_px} px for testing"
             + (" (with the mirror image)" if recipe.image.test_flip else "")
+            + (f" (moved by {moved_px} px too)" if moved_px else "")
         ),
         "model": model_facts(plan, model),
-        "teacher": teacher
-        and f"{teacher_facts(plan, teacher)}; {teacher_cost(plan, model, teacher)}",
+        "teacher": None
+        if teacher is None
+        else f"{teacher_facts(plan, teacher)}; {teacher_cost(plan, model, teacher)}",
     }.items():
         if value is not None:
             table.add_row(name, value)
@@ -274,6 +278,13 @@ def row(out: Console, row: Row, settings: Settings, plan: Plan) -> None:
         + ("" if row.majority_pct is None else f"  (majority class {row.majority_pct:.1f} %)"),
         style="bold",
     )
+    if row.majority_pct is not None and (row.main_pct or 0) <= row.majority_pct:
+        out.print(
+            "note: no better than always answering the most frequent class; train longer, or find a"
+            f" rate: {command('lr-find')}",
+            style="yellow",
+            markup=False,
+        )
     for at_px in row.test_sizes:
         top5 = f"  top-5 {at_px.top5_pct:.2f} %" if plan.profile.num_classes > 5 else ""
         out.print(f"       at {at_px.test_px} px  top-1 {at_px.top1_pct:.2f} %{top5}")
@@ -325,8 +336,8 @@ def rescored(out: Console, row: Row, scores, digest: str, settings: Settings) ->
         ("row", row.percentages, row.num_val_images),
         ("now", scores.percentages(), scores.num_images),
     ):
-        told = (f"{score_label(name)} {found[name]:.4f} %" for name in scores.told())
-        out.print(f"{when}  {'  '.join(told)}  of {number} images")
+        shown = (f"{score_label(name)} {found[name]:.4f} %" for name in scores.told())
+        out.print(f"{when}  {'  '.join(shown)}  of {number} images")
     allowed = f", of {most} allowed on {settings.device} in {settings.precision}" if most else ""
     told = f"{'' if is_same else 'not '}the same" + (
         f" ({off} image{'s' * (off != 1)} off{allowed})" if off else ""

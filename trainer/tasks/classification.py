@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -20,6 +21,7 @@ from trainer.data.profile import majority_pct
 from trainer.data.transforms import autocast, model_inputs, scored_inputs
 from trainer.tasks.base import Scores, Shown, Task, count_of
 from trainer.tasks.constant import bias_only_loss
+from trainer.tasks.views import viewed
 
 _PIXELS_AT_ONCE = 128 * 112**2  # that a CPU scores: a whole batch of evaluation up to 112 px
 _LEAST_IMAGES = 16
@@ -31,7 +33,7 @@ class ClassificationScores(Scores):
 
     num_top1, num_top5: images whose class is the first, or among the first five scores (all, with
     fewer classes). loss_nats: the recipe's loss against unsmoothed targets, mean over images; with
-    image.test_flip, of summed logits.
+    image.test_flip, of the sum of both halves' logits.
     """
 
     num_top1: int
@@ -134,10 +136,11 @@ class Classification(Task):
         recipe, device = self.plan.recipe, self.settings.device
         images, labels = (part.to(device, non_blocking=True) for part in (images, labels))
         images = scored_inputs(images, self.plan.profile, self.settings)
+        is_mirrored, translate_px = recipe.image.test_flip, recipe.image.test_translate_px
         with autocast(self.settings):
-            logits = _scored(model, images)
-            mirrored = _scored(model, images.flip(3)) if recipe.image.test_flip else None
-        logits = logits.float() if mirrored is None else logits.float() + mirrored.float()
+            logits = viewed(partial(_scored, model), images, is_mirrored, translate_px)
+        if is_mirrored:
+            logits = 2 * logits
         first = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
         loss = self.plan.loss(logits, one_hot_targets(labels, logits.shape[1], 0.0))
         sums = torch.stack([first[:, 0].sum(), first.sum(), loss * len(labels)])

@@ -28,6 +28,7 @@ from trainer.recipe.plan import Plan
 from trainer.tasks.base import Prediction, Scores, Shown, Task, count_of
 from trainer.tasks.classification import Classification
 from trainer.tasks.constant import lowest_constant_loss
+from trainer.tasks.views import viewed
 
 _IMAGE = "image"  # the first column of a table
 _MOST_ROWS = 8192  # of targets, for a loss that has to be told each
@@ -221,10 +222,7 @@ class MultiLabel(Classification):
         """
         inputs = scored_inputs(images, self.plan.profile, self.settings)
         with autocast(self.settings):
-            logits = model(inputs).float()
-            if self.plan.recipe.image.test_flip:
-                logits = (logits + model(inputs.flip(3)).float()) / 2
-        return logits
+            return viewed(model, inputs, self.plan.recipe.image.test_flip)
 
     def evaluate(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         device, profile = self.settings.device, self.plan.profile

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from trainer.base.settings import Settings
 from trainer.components.augmentation import Augmentation
+from trainer.components.averaging import Ema
 from trainer.components.crops import Flip, RandomResizedCrop
 from trainer.components.erasing import RandomErasing
 from trainer.components.losses import BinaryCrossEntropy, CrossEntropy
@@ -47,6 +48,7 @@ def reason_against(plan: Plan, folder: Path | None) -> str:
         ("optimizer", recipe.optimizer, (Lamb, AdamW)),
         ("loss", recipe.loss, (BinaryCrossEntropy, CrossEntropy)),
         ("mix", recipe.mix, (MixupOrCutMix,)),
+        *((("average", recipe.average, (Ema,)),) if recipe.average else ()),
     ):
         if not isinstance(part, known):
             name = "off" if part is None else part.name
@@ -79,6 +81,7 @@ class TimmLoop:
         self.model = model.train()
         self.optimizer = _optimizer(self.model, recipe)
         average = recipe.average
+        assert average is None or isinstance(average, Ema)
         self.average = ModelEmaV3(self.model, decay=average.decay) if average else None
         kind = settings.device.partition(":")[0]
         self.scaler = torch.amp.GradScaler(kind, enabled=settings.precision == "fp16")

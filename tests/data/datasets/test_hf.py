@@ -64,7 +64,7 @@ def test_many_record_batches_are_mapped_not_read(tmp_path):
 
     rows = [("cat" if i % 3 else "dog", f"{i:04d}", bytes([i % 256]) * 5000) for i in range(2500)]
     index = open_files(write(tmp_path / "set", dataset_of(rows), dataset_of()), "train")
-    assert len(index._reader._chunks) > 1
+    assert len(index._reader._cells._chunks) > 1
     before = pyarrow.total_allocated_bytes()
     for i in range(0, 2500, 7):
         number = int(index.name(i).decode().partition("/")[2])

@@ -90,8 +90,10 @@ def test_models_with_replaced_parts_are_exported(tmp_path, to, changed):
     assert found.is_good and found.max_difference < 1e-2
 
 
-def test_a_mirrored_evaluation_is_exported_whole(tmp_path):
-    classifier = classifier_of("A3", "test_resnet", "", test_flip=True)
+@pytest.mark.parametrize("translate_px", [None, 1])
+def test_an_evaluation_of_several_views_is_exported_whole(tmp_path, translate_px):
+    views = {"test_flip": True, "test_translate_px": translate_px}
+    classifier = classifier_of("A3", "test_resnet", "", **views)
     export(classifier, Onnx(), tmp_path / "out", lambda: drawn_batches(FACTS), CPU)
     (images,) = (batch for batch in drawn_batches(FACTS) if len(batch) == 1)
     session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")

@@ -21,9 +21,11 @@ from trainer.models.build import assembled, create_model, gmacs, num_parameters,
 from trainer.runs.export import export_model, is_timms, timm_facts
 
 # Weights and billions of multiply-adds at the model's own image size and classes, counted by running
-# the authors' code: SHI-Labs/Compact-Transformers, microsoft/CvT (f851e68), whai362/PVT,
+# the authors' code: KellerJordan/cifar10-airbench (f1c599c4), SHI-Labs/Compact-Transformers, microsoft/CvT (f851e68), whai362/PVT,
 # yitu-opensource/T2T-ViT, megvii-model/ShuffleNet-Series.
 COUNTS = {
+    "airbench94": (1_972_792, 0.1181),
+    "airbench96": (9_918_776, 0.4520),
     "cct_7_3x1_32": (3_760_139, 1.182),
     "cct_7_3x1_32_sine": (3_760_139, 1.182),
     "cct_7_7x2_224_sine": (4_573_735, 1.605),
@@ -56,6 +58,8 @@ COUNTS = {
 }
 # One of each kind, small enough to run at 32 px, and its image size where its positions have one.
 SMALL = {
+    "airbench94": {},
+    "airbench96": {},
     "cct_2_3x2_32": {},
     "cct_2_3x2_32_sine": {},
     "cvt_13": {},

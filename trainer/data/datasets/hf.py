@@ -60,6 +60,12 @@ def scan(paths: list[Path]) -> Listing:
 
 def _open(folder: Path):
     """The split as `datasets` opens it, and its columns."""
+    dataset, features = open_split(folder)
+    return dataset, columns_of(folder, dataset.data.schema, features)
+
+
+def open_split(folder: Path):
+    """The split in a folder as `datasets` opens it, and its features. Raises DataError."""
     try:
         import datasets  # optional dependency
     except ImportError:
@@ -72,7 +78,7 @@ def _open(folder: Path):
             if not (folder / part["filename"]).resolve().is_relative_to(folder.resolve()):
                 raise ValueError(f"refers to {part['filename']} outside the folder")
         dataset = datasets.load_from_disk(str(folder))
-        schema, features = dataset.data.schema, dataset.features.to_dict()
+        features = dataset.features.to_dict()
     except Exception as error:  # whatever datasets raises for damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
@@ -82,7 +88,7 @@ def _open(folder: Path):
         raise DataError(
             f"{folder}: holds a selection of rows; call flatten_indices() before save_to_disk"
         )
-    return dataset, columns_of(folder, schema, features)
+    return dataset, features
 
 
 class Reader:
@@ -90,14 +96,45 @@ class Reader:
 
     def __init__(self, paths: list[Path]):
         dataset, columns = _open(paths[0].parent)
-        self._chunks = [bytes_of(chunk) for chunk in dataset.data.column(columns.image).chunks]
-        self._ends = list(accumulate(map(len, self._chunks)))
+        self._cells = Cells(dataset, columns.image)
 
     def content(self, file: int, start: int, size: int) -> bytes:
         """Those of one image, in row `start`. Raises ValueError."""
-        chunk = bisect_right(self._ends, start)
-        place = start - (self._ends[chunk - 1] if chunk else 0)
-        content = self._chunks[chunk][place].as_buffer().to_pybytes()
+        content = self._cells.content(start)
         if len(content) != size:
             raise ValueError("the file has changed since it was listed")
         return content
+
+
+class Cells:
+    """The files in one column of a split that `datasets` has opened, by row."""
+
+    def __init__(self, dataset, column: str):
+        self._column = dataset.data.column(column)
+        self._chunks = [bytes_of(chunk) for chunk in self._column.chunks]
+        self._ends = list(accumulate(map(len, self._chunks)))
+
+    def content(self, row: int) -> bytes:
+        """The bytes of a file. Raises ValueError where there are none."""
+        chunk = bisect_right(self._ends, row)
+        place = row - (self._ends[chunk - 1] if chunk else 0)
+        content = self._chunks[chunk][place].as_buffer()
+        if content is None:
+            raise ValueError("the table has no bytes of it")
+        return content.to_pybytes()
+
+    def names(self) -> list[str]:
+        """Of all files, empty where the table has none."""
+        found: list[str] = []
+        for chunk in self._column.chunks:
+            has_paths = hasattr(chunk, "field") and chunk.type.get_field_index("path") >= 0
+            names = chunk.field("path").to_pylist() if has_paths else [None] * len(chunk)
+            found += [name or "" for name in names]
+        return found
+
+    def sizes(self) -> list[int]:
+        """Of all files, in bytes."""
+        import pyarrow.compute  # an optional dependency
+
+        lengths = (pyarrow.compute.binary_length(chunk) for chunk in self._chunks)
+        return [size or 0 for chunk in lengths for size in chunk.to_pylist()]

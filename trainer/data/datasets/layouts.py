@@ -17,7 +17,7 @@ from PIL import Image
 
 from trainer.base.errors import DataError
 from trainer.components.task import TaskSection
-from trainer.data.decode import Planes
+from trainer.data.decode import Planes, Readable
 from trainer.recipe.profiles import IMAGENET_MEAN, IMAGENET_STD, Profile
 
 _LONGEST_NAME_BYTES = 100  # of a folder, in the names of its runs
@@ -44,7 +44,7 @@ class TargetSet(ABC):
         return np.zeros(self.num_images, np.int32)
 
     @abstractmethod
-    def path(self, i: int) -> Path:
+    def path(self, i: int) -> Readable:
         """The file of image i."""
 
     @abstractmethod
@@ -56,7 +56,7 @@ class TargetSet(ABC):
         """The target of image i as it is before it is moved. Raises BadImage, naming its file."""
 
     @abstractmethod
-    def files(self) -> Sequence[Path]:
+    def files(self) -> Sequence[Readable]:
         """All files of images and targets, in order: what the digest of the content is of."""
 
     @abstractmethod

@@ -7,23 +7,22 @@ from pathlib import Path
 from PIL import Image
 
 from trainer.data import decode, jpeg
-from trainer.data.datasets.packed import Member
-from trainer.data.decode import Planes
+from trainer.data.decode import Planes, Readable
 from trainer.data.jpeg import Jpeg
 
 
-def read_image(path: Path | Member, channels: int = 3) -> Image.Image | Planes:
+def read_image(path: Readable, channels: int = 3) -> Image.Image | Planes:
     """decode.read_image. Raises BadImage."""
     return decode.decoded(path, content_of(path), channels)
 
 
-def read_for_training(path: Path | Member, channels: int = 3) -> Image.Image | Planes | Jpeg:
+def read_for_training(path: Readable, channels: int = 3) -> Image.Image | Planes | Jpeg:
     """jpeg.read_for_training. Raises BadImage."""
     return jpeg.taken_for_training(path, content_of(path), channels)
 
 
 def inspected(
-    path: Path | Member, channels: int = 3
+    path: Readable, channels: int = 3
 ) -> tuple[tuple[str, ...], Image.Image | Planes, bytes]:
     """What is unusual about an image, JPEG damage included; the image; its file's bytes. Raises
     BadImage.
@@ -33,12 +32,12 @@ def inspected(
     return (*odd, *([jpeg.DAMAGED] if jpeg.is_damaged(content) else ())), image, content
 
 
-def check_header(path: Path | Member, channels: int = 3) -> None:
+def check_header(path: Readable, channels: int = 3) -> None:
     """decode.check_header. Raises BadImage."""
     decode.check_header(path, content_of(path), channels)
 
 
-def content_of(path: Path | Member) -> bytes:
+def content_of(path: Readable) -> bytes:
     """The bytes of an image's file. Raises BadImage."""
     if isinstance(path, Path):
         return decode.content_of(path)

@@ -26,11 +26,10 @@ def model_card(folder: Path, license: str = "") -> str:
     recipe, facts = recipe_of(folder)
     num_classes = facts["profile"]["num_classes"]
     named = f"license: {license}\n" if license else ""
-    head = (
-        f"---\nlibrary_name: timm\npipeline_tag: image-classification\n{named}tags:\n- timm\n---\n"
-    )
+    tag = recipe.of_task.hub_tag
+    head = f"---\nlibrary_name: timm\npipeline_tag: {tag}\n{named}tags:\n- timm\n---\n"
     return head + "\n".join(
-        [f"# {row.run}", "", *_facts(row, recipe, license, num_classes), "", *_use(row)]
+        [f"# {row.run}", "", *_facts(row, recipe, license, num_classes), "", *_use(recipe)]
     )
 
 
@@ -40,6 +39,10 @@ def _facts(row: Row, recipe: Recipe, license: str, num_classes: int) -> list[str
         score = f"top-1 {row.top1_pct:.2f} %"
         if row.top5_pct is not None and num_classes > 5:
             score += f", top-5 {row.top5_pct:.2f} %"
+    elif row.scores_pct:
+        parts = (f"{name.removesuffix('_pct')} {pct:.2f} %" for name, pct in row.scores_pct.items())
+        score = ", ".join(parts)
+    if row.status == "finished":
         score += f" of {row.num_val_images:,} images of its split `{row.split}`"
     commit = "" if row.commit is None else f", commit `{row.commit[:12]}`"
     facts = {
@@ -72,14 +75,17 @@ def _facts(row: Row, recipe: Recipe, license: str, num_classes: int) -> list[str
     ]  # fmt: skip
 
 
-def _use(row: Row) -> list[str]:
+def _use(recipe: Recipe) -> list[str]:
+    by_timm = [
+        "",
+        "import timm  # where config.json names a model of timm's",
+        'model = timm.create_model("local-dir:<this folder>", pretrained=True)',
+    ]
     return [
         "```python",
         "import trainer  # for any model, also one whose parts the recipe replaced",
         'model = trainer.load_run("<this folder>").model',
-        "",
-        "import timm  # where config.json names a model of timm's",
-        'model = timm.create_model("local-dir:<this folder>", pretrained=True)',
+        *(by_timm if recipe.of_task.is_timms else ()),
         "```",
         "",
     ]

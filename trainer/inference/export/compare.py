@@ -17,6 +17,7 @@ from trainer.inference.classifier import Classifier, ImageFacts
 from trainer.inference.export.formats import Engine
 from trainer.models.edit.hooks import converted
 from trainer.models.trained import num_logits
+from trainer.tasks.views import viewed
 
 _TIE_SHARE = 1e-4  # of an image's range of logits: two so near are equally good answers
 _MOST_SHARE = 0.01  # of it, by which a logit may differ
@@ -25,12 +26,13 @@ NUM_DRAWN = 9  # in batches of 8 and 1
 
 @dataclass(frozen=True)
 class Agreement:
-    """max_difference: the largest of two logits; max_share: the largest as a share of the
-    image's range of logits. num_same: images of the same top-1 class. num_ties: others whose two
-    classes are within rounding of each other.
+    """num_answers: of the images, or of all their pixels. max_difference: the largest of two
+    logits; max_share: the largest as a share of the answer's range of logits. num_same: answers of
+    the same top-1 class. num_ties: others whose two classes are within rounding of each other.
     """
 
     num_images: int
+    num_answers: int
     num_same: int
     num_ties: int
     max_difference: float
@@ -39,13 +41,16 @@ class Agreement:
     @property
     def is_good(self) -> bool:
         """The same function, to rounding."""
-        return self.num_same + self.num_ties == self.num_images and self.max_share <= _MOST_SHARE
+        return self.num_same + self.num_ties == self.num_answers and self.max_share <= _MOST_SHARE
 
     def __str__(self) -> str:
         ties = f" and {self.num_ties} ties" if self.num_ties else ""
+        of = f"{self.num_images:,} images"
+        if self.num_answers != self.num_images:
+            of = f"{self.num_answers:,} pixels of {of}"
         return (
-            f"top-1 the same on {self.num_same:,}{ties} of {self.num_images:,} images, largest"
-            f" difference of a logit {self.max_difference:.2g}"
+            f"top-1 the same on {self.num_same:,}{ties} of {of}, largest difference of a logit"
+            f" {self.max_difference:.2g}"
         )
 
 
@@ -67,29 +72,30 @@ class _Ran(nn.Module):
             ) from error
 
 
-class _Mirrored(nn.Module):
-    """The mean of a model's logits for images and for the mirrored images."""
+class _Viewed(nn.Module):
+    """The mean of a model's logits for all views of an image."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, is_mirrored: bool, translate_px: int | None):
         super().__init__()
-        self.model = model
+        self.model, self.is_mirrored, self.translate_px = model, is_mirrored, translate_px
 
     def forward(self, images: Tensor) -> Tensor:
-        return (self.model(images) + self.model(images.flip(3))) / 2
+        return viewed(self.model, images, self.is_mirrored, self.translate_px)
 
 
 def as_exported(classifier: Classifier) -> nn.Module:
-    """The module whose logits are the classifier's, in its form for use: both halves of a mirrored
+    """The module whose logits are the classifier's, in its form for use: all views of an
     evaluation.
     """
     model = converted(classifier.model)
-    return _Mirrored(model).eval() if classifier.test_flip else model
+    views = classifier.test_flip, classifier.test_translate_px
+    return _Viewed(model, *views).eval() if any(views) else model
 
 
 def ran_by(classifier: Classifier, engine: Engine) -> Classifier:
     """The same classifier with its logits from an exported file."""
     number = len(classifier.classes) or num_logits(classifier.model)
-    return replace(classifier, model=_Ran(engine, number), test_flip=False)
+    return replace(classifier, model=_Ran(engine, number), test_flip=False, test_translate_px=None)
 
 
 def compare(
@@ -102,10 +108,11 @@ def compare(
     """The logits of both on batches of images [B, C, px, px] uint8. each: called with the number
     of images after every batch.
     """
-    num_images = num_same = num_ties = 0
+    num_images = num_answers = num_same = num_ties = 0
     largest = largest_share = 0.0
     for images in batches:
-        ours, theirs = (one.logits(images, settings).double() for one in (classifier, exported))
+        both = (one.logits(images, settings).double() for one in (classifier, exported))
+        ours, theirs = (one.movedim(1, -1).flatten(0, -2) for one in both)  # pixels as answers
         spread = ours.amax(1) - ours.amin(1)
         apart = (ours - theirs).abs().amax(1).nan_to_num(torch.inf)
         chosen = theirs.argmax(1)
@@ -116,8 +123,9 @@ def compare(
         largest = max(largest, float(apart.max()))
         largest_share = max(largest_share, float((apart / spread.clamp(min=1e-12)).max()))
         num_images += len(images)
+        num_answers += len(ours)
         each(len(images))
-    return Agreement(num_images, num_same, num_ties, largest, largest_share)
+    return Agreement(num_images, num_answers, num_same, num_ties, largest, largest_share)
 
 
 def drawn_batches(image: ImageFacts) -> Iterator[Tensor]:

@@ -89,16 +89,18 @@ _TO_GREY = {1: '.convert("L")', 3: ""}
 
 def preprocessing(classifier: Classifier, form: Format, file: str) -> dict[str, Any]:
     """The facts of preprocessing.json: the shorter side is resized to resize_px, the middle square
-    of size_px is kept; then (pixels / 255 - mean) / std of each channel.
+    of size_px is kept (a model that gives maps takes any other of that size too); then
+    (pixels / 255 - mean) / std of each channel.
     """
     image, number = classifier.image, len(classifier.classes) or num_logits(classifier.model)
+    sides = [image.test_px] * 2 if classifier.gives_maps else []
     return {
         "file": file,
         "format": form.name,
         "model": classifier.name,
         "weights_sha256": classifier.weights_sha256,
         "input": {"name": INPUT, "shape": ["batch", image.channels, image.test_px, image.test_px]},
-        "output": {"name": OUTPUT, "shape": ["batch", number]},
+        "output": {"name": OUTPUT, "shape": ["batch", number, *sides]},
         "size_px": image.test_px,
         "resize_px": evaluation_size(image.test_px, image.crop_share),
         "crop_share": image.crop_share,
@@ -112,10 +114,10 @@ def preprocessing(classifier: Classifier, form: Format, file: str) -> dict[str, 
 
 def use_script(classifier: Classifier, form: Format) -> str | None:
     """A script that classifies image files without this package; None for images of channels that
-    no image file has, or with a border.
+    no image file has, or with a border, and for classes of pixels.
     """
     image = classifier.image
-    if image.channels not in _TO_GREY or image.crop_mode not in _SIZES:
+    if classifier.gives_maps or image.channels not in _TO_GREY or image.crop_mode not in _SIZES:
         return None
     is_smoothed = image.interpolation != "bilinear_no_antialias"
     resize = _SMOOTHED.format(name=image.interpolation.upper()) if is_smoothed else _NOT_SMOOTHED

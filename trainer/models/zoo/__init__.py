@@ -5,6 +5,7 @@ with timm.
 from timm.models import model_entrypoint
 
 from trainer.models.zoo import (
+    airbench,
     cct,
     condensenet_v2,
     cvt,
@@ -19,8 +20,8 @@ from trainer.models.zoo import (
 from trainer.models.zoo.torchvision_models import timm_name
 
 __all__ = [
-    "cct", "condensenet_v2", "cvt", "ea_resnet", "has_model", "pvt", "shufflenet_v1", "t2t_vit",
-    "timm_name", "torchvision_models", "vit_32", "vit_plain",
+    "airbench", "cct", "condensenet_v2", "cvt", "ea_resnet", "has_model", "pvt", "shufflenet_v1",
+    "t2t_vit", "timm_name", "torchvision_models", "vit_32", "vit_plain",
 ]  # fmt: skip
 
 

@@ -49,11 +49,6 @@ class Annotations:
     ends: np.ndarray
     faults: tuple[Fault, ...] = ()
 
-    @property
-    def most_boxes(self) -> int:
-        """Of one image."""
-        return int(np.diff(self.ends).max(initial=0))
-
 
 @dataclass
 class Gathered:

@@ -274,6 +274,7 @@ class DetectionSection(TaskSection):
     ignores_places: ClassVar[bool] = False
     is_timms: ClassVar[bool] = False
     answers_with_pictures: ClassVar[bool] = True
+    hub_tag: ClassVar[str] = "object-detection"
     example: ClassVar[dict[str, Any]] = {"detector": {"name": "retinanet", **RetinaNet.example}}
 
     def bound(self, plan: Plan, settings: Settings) -> Task:

@@ -267,6 +267,7 @@ class MaskedAutoencoderSection(TaskSection):
     scores: ClassVar[tuple[str, ...]] = ("explained_pct",)
     is_timms: ClassVar[bool] = False
     answers_with_pictures: ClassVar[bool] = True
+    hub_tag: ClassVar[str] = "image-feature-extraction"
     example: ClassVar[dict[str, Any]] = {
         "patch_px": 16,
         "hidden_share": 0.75,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
@@ -165,6 +166,106 @@ class _AllMlp(nn.Module):
         size = features[0].shape[-2:]
         maps = [resized(layer(one), size) for layer, one in zip(self.layers, features, strict=True)]
         return self.classifier(self.dropout(self.joined(torch.cat(maps[::-1], 1))))
+
+
+class RefineNet(Head):
+    """Multi-path refinement: each map, the coarsest first, joined to what is refined so far.
+
+    A map is convolved and goes through two residual units; it and what comes from the coarser ones
+    are convolved, resized to its size and added; then chained pooling and three more residual
+    units.
+
+    channels: of every path but that of the coarsest map, which has coarsest_channels. num_pools: of
+    each chain. dropout: share of the two coarsest maps and of the last one that is left out in
+    training.
+
+    Source: Lin et al. 2016, arXiv:1611.06612; numbers of units, biases and dropout as in
+    guosheng/refinenet (My_net_util.m, gen_network_refine_group.m, do_gen_block of
+    gen_network_pool_block.m).
+    """
+
+    name: Literal["refinenet"] = "refinenet"
+    channels: Channels
+    coarsest_channels: Channels
+    num_pools: Annotated[int, Field(ge=1, le=16)]
+    dropout: DropShare
+    example: ClassVar[dict[str, Any]] = {
+        "channels": 256,
+        "coarsest_channels": 512,
+        "num_pools": 4,
+        "dropout": 0.5,
+    }
+
+    def build(self, channels: Sequence[int], num_classes: int) -> nn.Module:
+        return _RefineNet(self, channels, num_classes)
+
+
+class _RefineNet(nn.Module):
+    def __init__(self, head: RefineNet, channels: Sequence[int], num_classes: int) -> None:
+        super().__init__()
+        of_paths = [head.channels] * (len(channels) - 1) + [head.coarsest_channels]
+        self.dropout = nn.Dropout(head.dropout)
+        self.adapted = nn.ModuleList(
+            nn.Sequential(_plain(before, each), _ResidualUnit(each), _ResidualUnit(each))
+            for before, each in zip(channels, of_paths, strict=True)
+        )
+        self.own = nn.ModuleList(_plain(each, each) for each in of_paths[:-1])
+        self.coarser = nn.ModuleList(
+            _plain(before, each) for each, before in itertools.pairwise(of_paths)
+        )
+        self.refined = nn.ModuleList(
+            nn.Sequential(
+                _ChainedPooling(each, head.num_pools), *(_ResidualUnit(each) for _ in range(3))
+            )
+            for each in of_paths
+        )
+        self.classifier = _plain(of_paths[0], num_classes, bias=True)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        last = len(features) - 1
+        refined = self.refined[last](self.adapted[last](self.dropout(features[last])))
+        for place in reversed(range(last)):
+            maps = features[place] if place < last - 1 else self.dropout(features[place])
+            maps = self.own[place](self.adapted[place](maps))
+            maps = maps + resized(self.coarser[place](refined), maps.shape[-2:])
+            refined = self.refined[place](maps)
+        return self.classifier(self.dropout(refined))
+
+
+class _ResidualUnit(nn.Module):
+    """The maps and two convolutions of them, a ReLU before each."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first, self.second = _plain(channels, channels, bias=True), _plain(channels, channels)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps + self.second(self.first(maps.relu()).relu())
+
+
+class _ChainedPooling(nn.Module):
+    """The sum of the maps, after a ReLU, and of all that a chain of poolings makes of them, each of
+    the largest in 5 x 5 and a convolution.
+    """
+
+    def __init__(self, channels: int, number: int) -> None:
+        super().__init__()
+        self.chain = nn.ModuleList(
+            nn.Sequential(nn.MaxPool2d(5, 1, padding=2), _plain(channels, channels))
+            for _ in range(number)
+        )
+
+    def forward(self, maps: Tensor) -> Tensor:
+        found = part = maps.relu()
+        for link in self.chain:
+            part = link(part)
+            found = found + part
+        return found
+
+
+def _plain(before: int, after: int, bias: bool = False) -> nn.Conv2d:
+    """A 3 x 3 convolution."""
+    return nn.Conv2d(before, after, 3, padding=1, bias=bias)
 
 
 class Fcn(Head):

@@ -1,15 +1,14 @@
-"""Images with masks in a folder, and masks moved as their images were."""
+"""Images with masks, and masks moved as their images were."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -19,21 +18,16 @@ from torch import Tensor
 from trainer.base.errors import DataError
 from trainer.base.names import plain_text
 from trainer.components.task import Moved
-from trainer.data.datasets.layouts import Layout, TargetSet
-from trainer.data.decode import BadImage, Planes, content_of, named, open_content, read_image
+from trainer.data.datasets.layouts import TargetSet
+from trainer.data.datasets.members import content_of, read_image
+from trainer.data.decode import BadImage, Planes, Readable, named, open_content
 from trainer.data.decode import whole_image as resized
 from trainer.data.evaluation import never_skipped
-from trainer.data.image_folder import EXTENSIONS, FOLDERS, STAND_INS
 
 IGNORED = 255  # of a mask's pixels: neither trained on nor scored
 CLASSES_FILE = "classes.txt"
 _UNKNOWN = -1
 _MODES = ("L", "P", "1")  # one channel of labels; of a palette its numbers
-_VOC = (
-    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair",
-    "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
-    "train", "tvmonitor",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -61,20 +55,25 @@ class MaskedSet(TargetSet):
     def fingerprint(self) -> str:  # type: ignore[override]
         """sha256 (hex) over the files' names and sizes, the classes and their labels."""
         digest = hashlib.sha256(repr((self.classes, self.table, self.num_channels)).encode())
-        for path in self.files():
-            name = os.fsencode(path.relative_to(self.root))
-            digest.update(name + b"\0%d\0" % (path.stat().st_size if path.is_file() else 0))
+        for name, size in zip((*self.images, *self.masks), self.file_sizes(), strict=True):
+            digest.update(os.fsencode(name) + b"\0%d\0" % size)
         return digest.hexdigest()
 
-    def path(self, i: int) -> Path:
+    def file_sizes(self) -> Iterable[int]:
+        """In bytes, of the images' files and then of the masks'; 0 where there is none."""
+        paths = (self.root / name for name in (*self.images, *self.masks))
+        return (path.stat().st_size if path.is_file() else 0 for path in paths)
+
+    def path(self, i: int) -> Readable:
         return self.root / self.images[i]
 
-    def mask_path(self, i: int) -> Path:
+    def mask_path(self, i: int) -> Readable:
         """The file of mask i."""
         return self.root / self.masks[i]
 
-    def files(self) -> Sequence[Path]:
-        return [self.root / name for name in (*self.images, *self.masks)]
+    def files(self) -> Sequence[Readable]:
+        number = range(self.num_images)
+        return [*map(self.path, number), *map(self.mask_path, number)]
 
     def read(self, i: int) -> Image.Image | Planes:
         return read_image(self.path(i), self.num_channels)
@@ -122,7 +121,7 @@ class MaskedSet(TargetSet):
         return np.array(self.table, np.int16)
 
 
-def read_labels(path: Path) -> np.ndarray:
+def read_labels(path: Readable) -> np.ndarray:
     """The labels of a mask's file: [H, W] uint8. Raises BadImage."""
     with named(path):
         image = open_content(content_of(path))
@@ -201,76 +200,6 @@ def input_of(image: Image.Image | Planes, short_px: int, interpolation: str) -> 
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy())[None]
 
 
-# ---- where they lie
-
-
-class MaskFolders(Layout):
-    """images/<split>/… and masks/<split>/…, or <split>/images/… and <split>/masks/…, of the same
-    names but for their endings; classes.txt beside them.
-    """
-
-    name: ClassVar[str] = "masks"
-    task: ClassVar[str] = "segmentation"
-
-    def holds(self, root: Path) -> bool:
-        return _split_folders(root, FOLDERS["train"]) is not None
-
-    def find(self, root: Path, split: str, num_channels: int) -> MaskedSet:
-        names = (*FOLDERS[split], *(STAND_INS if split == "val" else ()))
-        folders = _split_folders(root, names)
-        if folders is None:
-            raise DataError(
-                f"{root}: has no images and masks of {split}",
-                f"use images/{split}/ and masks/{split}/, or {split}/images/ and {split}/masks/",
-            )
-        images, masks = (_by_stem(folder) for folder in folders)
-        if not images:
-            raise DataError(f"{folders[0]}: no images in it", f"they end in {list(EXTENSIONS)}")
-        missing = [images[stem] for stem in images if stem not in masks]
-        if missing:
-            more = f", nor of {len(missing) - 1} more" * (len(missing) > 1)
-            raise DataError(
-                f"{missing[0]}: no mask of this name in {folders[1]}{more}",
-                "add it, or take the image away",
-            )
-        classes, table = read_classes(root / CLASSES_FILE)
-        photos, drawn = (
-            tuple(str(found[stem].relative_to(root)) for stem in sorted(images))
-            for found in (images, masks)
-        )
-        found = next(name for name in names if name in folders[0].parts[-2:])
-        stand_in = found if found in STAND_INS else ""
-        return MaskedSet(root, photos, drawn, classes, table, num_channels, stand_in)
-
-
-class VocFolders(Layout):
-    """Pascal VOC's: JPEGImages, SegmentationClass, ImageSets/Segmentation/{train,val}.txt. Its own
-    21 classes, unless there is a classes.txt.
-    """
-
-    name: ClassVar[str] = "voc"
-    task: ClassVar[str] = "segmentation"
-
-    def holds(self, root: Path) -> bool:
-        return (root / "SegmentationClass").is_dir() and (root / "JPEGImages").is_dir()
-
-    def find(self, root: Path, split: str, num_channels: int) -> MaskedSet:
-        path = root / "ImageSets" / "Segmentation" / f"{split}.txt"
-        try:
-            names = path.read_text().split()
-        except (OSError, UnicodeDecodeError):
-            raise DataError(f"{path}: cannot be read", "it lists the images of a split") from None
-        images = tuple(f"JPEGImages/{name}.jpg" for name in names)
-        masks = tuple(f"SegmentationClass/{name}.png" for name in names)
-        missing = [name for name in (*images, *masks) if not (root / name).is_file()]
-        if missing or not names:
-            what = f"{root / missing[0]}: not found" if missing else f"{path}: lists no image"
-            raise DataError(what, f"{path} has to list images that are there, with their masks")
-        own = root / CLASSES_FILE
-        classes, table = read_classes(own) if own.exists() else _table_of(own, list(_VOC))
-        return MaskedSet(root, images, masks, classes, table, num_channels)
-
-
 def read_classes(path: Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Names of the scored classes, and the class of each label [256].
 
@@ -285,10 +214,11 @@ def read_classes(path: Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
             "write the names of the classes into it, one a line, in the order of their labels from"
             " 0 on, with a ! before those that are not scored",
         ) from None
-    return _table_of(path, [line.strip() for line in lines if line.strip()])
+    return table_of(path, [line.strip() for line in lines if line.strip()])
 
 
-def _table_of(path: Path, names: list[str]) -> tuple[tuple[str, ...], tuple[int, ...]]:
+def table_of(path: Path, names: list[str]) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """read_classes of names that a file would have. path: of the file, for messages."""
     scored = [name for name in names if not name.startswith("!")]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if len(scored) < 2 or len(names) > IGNORED or twice:
@@ -301,29 +231,3 @@ def _table_of(path: Path, names: list[str]) -> tuple[tuple[str, ...], tuple[int,
     labels = [IGNORED if name.startswith("!") else scored.index(name) for name in names]
     unknown = [_UNKNOWN] * (IGNORED - len(labels))
     return classes, (*labels, *unknown, IGNORED)
-
-
-def _split_folders(root: Path, names: Sequence[str]) -> tuple[Path, Path] | None:
-    """The folders of images and masks of the first split that is there."""
-    for name in names:
-        for images, masks in (
-            (root / "images" / name, root / "masks" / name),
-            (root / name / "images", root / name / "masks"),
-        ):
-            if images.is_dir() and masks.is_dir():
-                return images, masks
-    return None
-
-
-def _by_stem(folder: Path) -> dict[str, Path]:
-    """The image files below a folder, by their names without endings. Raises DataError."""
-    found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        is_image = path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
-        if not is_image or not path.is_file():
-            continue
-        stem = str(path.relative_to(folder).with_suffix(""))
-        if stem in found:
-            raise DataError(f"{path}: {found[stem].name} has the same name", "keep one of them")
-        found[stem] = path
-    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -23,6 +24,7 @@ from trainer.tasks.constant import lowest_constant_loss
 from trainer.tasks.segmentation.heads import Head, resized
 from trainer.tasks.segmentation.masks import IGNORED, MaskedSet, MaskedStream, input_of, moved_masks
 from trainer.tasks.segmentation.model import SegmentationModel, with_heads
+from trainer.tasks.segmentation.windows import Windows, slid
 
 _MOST_MASKS = 256  # looked at for the shares of the classes
 _MOST_ROWS = 8192  # of targets, for a loss that has to be told each
@@ -130,11 +132,8 @@ class Segmentation(Task):
 
     def constant_loss(self, images: Any, is_mixed: bool = True) -> float:
         """Of the shares of the classes among the pixels of up to 256 masks."""
-        places = np.linspace(0, images.num_images - 1, min(_MOST_MASKS, images.num_images))
-        counts = np.zeros(256, np.int64)
-        for place in places.astype(np.int64):
-            counts += np.bincount(images.read_target(int(place)).ravel(), minlength=256)
-        shares = counts[: self._num_classes] / max(1, counts[: self._num_classes].sum())
+        counts = self._pixels_of_classes(images)
+        shares = counts / max(1, counts.sum())
         loss = self.plan.loss.of_image
         of_each = one_hot_targets(
             torch.arange(self._num_classes), self._num_classes, self.plan.recipe.smoothing
@@ -145,6 +144,20 @@ class Segmentation(Task):
         if loss.target_threshold is not None:
             of_each = of_each.gt(loss.target_threshold).double()
         return lowest_constant_loss(loss, torch.from_numpy(shares) @ of_each)
+
+    def _pixels_of_classes(self, images: Any) -> np.ndarray:
+        """In up to 256 masks from all over a set: [K] int64."""
+        places = np.linspace(0, images.num_images - 1, min(_MOST_MASKS, images.num_images))
+        counts = np.zeros(256, np.int64)
+        for place in places.astype(np.int64):
+            counts += np.bincount(images.read_target(int(place)).ravel(), minlength=256)
+        return counts[: self._num_classes]
+
+    def majority_pct(self, train: Any, val: Any) -> float | None:
+        """Of one class for all pixels: its share of them, over the classes that there are."""
+        most, counts = self._pixels_of_classes(train).argmax(), self._pixels_of_classes(val)
+        number = np.count_nonzero(counts) + (not counts[most])
+        return 100 * float(counts[most] / counts.sum() / number) if counts.any() else None
 
     def evaluate(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         """The confusion of classes, row by row of the right ones, then the sum of the pixels'
@@ -162,15 +175,21 @@ class Segmentation(Task):
         return torch.cat([confusion.to(dtype), loss[None]])
 
     def scored(self, model: nn.Module, images: Tensor, size: Sequence[int]) -> Tensor:
-        """Scores [B, K, *size] of whole images [B, C, h, w] uint8 on the device; with
-        image.test_flip the sum with those of the mirrored images.
+        """Scores [B, K, *size] of whole images [B, C, h, w] uint8 on the device, with task.window
+        from windows; with image.test_flip the sum with those of the mirrored images, or windows.
         """
         inputs = scored_inputs(images, self.plan.profile, self.settings)
+        windows, score = self._section.window, partial(self._logits, model)
+        logits = score(inputs) if windows is None else slid(score, inputs, windows)
+        return resized(logits, size)
+
+    def _logits(self, model: nn.Module, inputs: Tensor) -> Tensor:
+        """Scores [B, K, h, w] of normalized images, or windows of them [B, C, h, w]."""
         with autocast(self.settings):
             logits = model(inputs).float()
             if self.plan.recipe.image.test_flip:
                 logits = logits + model(inputs.flip(3)).float().flip(3)
-        return resized(logits, size)
+        return logits
 
     @property
     def num_sums(self) -> int:
@@ -233,18 +252,22 @@ class SegmentationSection(TaskSection):
 
     head: on the backbone's feature maps. output_stride: of the last maps, where the model can
     dilate; absent, the model's own. aux_weight: of the loss of an FCN head on the maps before the
-    last, in training alone; absent, there is none.
+    last, in training alone; absent, there is none. window: an evaluation's images are scored by
+    windows, not whole.
     """
 
     name: Literal["segmentation"] = "segmentation"
     head: Head
     output_stride: Literal[8, 16, 32] | None = None
     aux_weight: Positive | None = None
+    window: Windows | None = None
     scores: ClassVar[tuple[str, ...]] = ("mIoU_pct", "pixel_accuracy_pct")
     takes_padding: ClassVar[bool] = True
     ignores_places: ClassVar[bool] = False
     is_timms: ClassVar[bool] = False
     answers_with_pictures: ClassVar[bool] = True
+    gives_maps: ClassVar[bool] = True
+    hub_tag: ClassVar[str] = "image-segmentation"
     example: ClassVar[dict[str, Any]] = {"head": {"name": "fcn", "dropout": 0.1}}
 
     def bound(self, plan: Any, settings: Any) -> Task:
@@ -258,6 +281,10 @@ class SegmentationSection(TaskSection):
         self, images: MaskedSet, plan: Any, batch_images: int, test_px: int
     ) -> MaskedStream:
         return MaskedStream(images, test_px, plan.recipe.image.test_interpolation)
+
+    def evaluation_px(self, image: Any) -> tuple[int, str]:
+        whole = super().evaluation_px(image)
+        return whole if self.window is None else (self.window.px, "task.window.px")
 
     def model_options(self) -> dict[str, Any]:
         return {} if self.output_stride is None else {"output_stride": self.output_stride}
