@@ -90,10 +90,13 @@ class Airbench(ZooModel):
         )
         self.reset_classifier(num_classes)
         if not is_head_unit:
+            assert self.whiten.bias is not None
             nn.init.zeros_(self.whiten.bias)
         elif num_classes > 0:
+            head = self.get_classifier()
+            assert isinstance(head, nn.Linear)
             with torch.no_grad():
-                self.head.weight.div_(self.head.weight.std())
+                head.weight.div_(head.weight.std())
 
     def forward_features(self, x: Tensor) -> Tensor:
         return self.groups(self.act(self.whiten(x)))
