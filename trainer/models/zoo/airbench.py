@@ -90,10 +90,11 @@ class Airbench(ZooModel):
         )
         self.reset_classifier(num_classes)
         if not is_head_unit:
-            nn.init.zeros_(self.whiten.bias)
+            nn.init.zeros_(self.whiten.get_parameter("bias"))
         elif num_classes > 0:
             with torch.no_grad():
-                self.head.weight.div_(self.head.weight.std())
+                weight = self.head.get_parameter("weight")
+                weight.div_(weight.std())
 
     def forward_features(self, x: Tensor) -> Tensor:
         return self.groups(self.act(self.whiten(x)))
