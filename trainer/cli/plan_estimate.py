@@ -54,6 +54,9 @@ def print_estimate(
     in_memory = job.data_dir is None and (plan.profile.images_of or plan.profile.name) in KNOWN_SETS
     on_gpu = settings.device.startswith("cuda")
     device = "GPU" if on_gpu else "process"
+    number = counted(plan.world_size, device) if on_gpu else "this machine's CPU"
+    # first, as it takes a while: a step is timed, on some machines compiled
+    out.print(Text(f"estimate for {number}, {settings.precision}"))
     speed = speed_of(plan, settings, results, model)
     lines = {
         "time": _time(plan, speed, command("bench", **_bench_words(job, on_gpu))),
@@ -61,8 +64,6 @@ def print_estimate(
     }
     if on_gpu and not in_memory:
         lines["cores"] = _cores(plan, speed)
-    number = counted(plan.world_size, device) if on_gpu else "this machine's CPU"
-    out.print(Text(f"estimate for {number}, {settings.precision}"))
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")

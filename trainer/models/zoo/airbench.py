@@ -90,13 +90,11 @@ class Airbench(ZooModel):
         )
         self.reset_classifier(num_classes)
         if not is_head_unit:
-            assert self.whiten.bias is not None
-            nn.init.zeros_(self.whiten.bias)
+            nn.init.zeros_(self.whiten.get_parameter("bias"))
         elif num_classes > 0:
-            head = self.get_classifier()
-            assert isinstance(head, nn.Linear)
             with torch.no_grad():
-                head.weight.div_(head.weight.std())
+                weight = self.head.get_parameter("weight")
+                weight.div_(weight.std())
 
     def forward_features(self, x: Tensor) -> Tensor:
         return self.groups(self.act(self.whiten(x)))
