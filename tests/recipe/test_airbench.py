@@ -22,6 +22,8 @@ from trainer.engine.train import optimizer_step
 from trainer.recipe.schema import load_recipe
 from trainer.recipe.shipped import find_recipe
 from trainer.runs.job import Job, plan_of
+from trainer.runs.plan_lines import decay_line
+from trainer.runs.verify_curves import expected_lines
 
 SETTINGS = make_settings("cpu", workers="0")
 
@@ -234,3 +236,25 @@ def test_airbench96s_run_is_the_sources():
     ids = np.stack([np.zeros(500), np.arange(500), np.zeros(500)], 1).astype(np.int64)
     boxes = erasing.draw(0, ids, 32)["box"]
     assert (boxes[:, 2:] == 12).all() and boxes[:, :2].max() == 20 and boxes[:, :2].min() == 0
+
+
+def test_airbench96_on_other_data_keeps_its_shares_and_its_rule():
+    plan = plan_of(Job("airbench96", "airbench96", "digits"))
+    assert plan.recipe.lr.peak == pytest.approx(1.173913043478261 * plan.recipe.batch.images / 1024)
+    assert plan.num_warmup_steps == round(177 * plan.num_steps / 1776)
+
+
+def test_the_decay_of_rates_of_their_own_is_told():
+    plan = plan_of(Job("airbench94", "airbench94", "cifar10"))
+    model = timm.create_model("airbench94")
+    head = model.get_classifier().weight.numel()
+    assert f"2.98507e-06 on {head:,}" in decay_line(plan, model)
+
+
+def test_an_average_that_is_the_model_is_scored_once():
+    average = "average='{name: lookahead, decay: 0.5, every_steps: 2}'"
+    plan = small_plan("A3", overrides=average)
+    state = TrainingState(plan, make_settings("cpu", workers="0"))
+    assert list(state.weights()) == ["model"] and state.average is not None
+    scores = [line for line in expected_lines(plan, 10, plan.num_steps) if "scores" in line]
+    assert scores and not any("average" in line for line in scores)

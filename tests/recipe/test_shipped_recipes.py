@@ -40,7 +40,7 @@ DIGESTS = {
     "A3.v2": "5d733a96107e",
     "aff.v1": "d850da9c32cc",
     "airbench94.v1": "9da32044a3a4",
-    "airbench96.v1": "ffb81d5ff07b",
+    "airbench96.v1": "33c599af61ec",
     "algoperf-resnet.v1": "437ff361055a",
     "bcn.v1": "16f2d81ee39b",
     "bit-i1k.v2": "57aa5b1e0712",

@@ -4,6 +4,7 @@ silently.
 
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,8 +13,11 @@ from statsmodels.stats.weightstats import DescrStatsW
 
 from support.tabled import SEEDS, asked, cell, row, table_of
 from trainer.base.errors import UserError
+from trainer.report.formats import as_markdown
+from trainer.report.latex import as_latex
 from trainer.report.notes import facts_of, remarks, warnings
 from trainer.report.tables import METRICS, find_metric, summarize, value_of
+from trainer.report.view import make_view
 
 BASE, SAME, BETTER = cell("base", is_base=True), cell("same"), cell("better")
 
@@ -417,3 +421,10 @@ def test_every_seed_has_its_commands():
         ' epochs=3"'
     )
     assert first.reproduce == f"make reproduce row={first.row.run}" and second.reproduce == ""
+
+
+def test_the_commands_of_a_file_with_a_space_are_quoted():
+    question = replace(asked([BASE]), word="my study/two.yaml")
+    table = summarize(question, {(BASE.name, 0): row(BASE.name, 0, 90.0)}, METRICS["top1"])
+    for write in (as_markdown, as_latex):
+        assert 'ablation="my study/two.yaml"' in write(make_view(table))

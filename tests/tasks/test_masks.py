@@ -138,6 +138,10 @@ def test_a_table_without_classes_or_of_whole_images_is_no_table_of_masks(root, t
     label = (datasets.ClassLabel(names=["in", "out"]), "in")
     whole = write_tables(tmp_path / "b", root, depth, label=label)
     assert layout_of(whole) is None
+    both = write_tables(tmp_path / "c", root, label=label)
+    assert layout_of(both) is not None  # classes.txt says that the masks are meant
+    (both / "classes.txt").unlink()
+    assert layout_of(both) is None
 
 
 # ---- bad ones

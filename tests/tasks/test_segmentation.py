@@ -243,6 +243,15 @@ def test_a_model_of_one_size_is_scored_by_windows_of_it(root, recipe):
         TrainingState(plan_of(job), SETTINGS)
 
 
+def test_a_run_of_a_model_of_one_size_ends_with_its_row(root, recipe, tmp_path):
+    overrides = (
+        "epochs=1 image.train_px=32 image.test_px=48 task.output_stride=null task.aux_weight=null"
+        " task.window={px: 32, stride_px: 24}"
+    )
+    code, row, _ = go(tmp_path, root, recipe, overrides, model="vit_tiny_patch4_32")
+    assert code == 0 and row.status == "finished" and row.gmacs > 0
+
+
 @pytest.mark.parametrize("name, model", [("psp-r50", "resnet50"), ("refinenet-r101", "resnet101")])
 def test_the_published_recipes_are_planned_on_their_backbones(root, name, model):
     """The heads learn ten times as fast, and of RefineNet's backbone all but the norms."""
@@ -280,9 +289,9 @@ def test_the_constant_loss_is_the_entropy_of_the_pixels(root, recipe):
 # ---- runs
 
 
-def go(folder, root, recipe, overrides="", stop=None, **settings):
+def go(folder, root, recipe, overrides="", stop=None, model="test_resnet", **settings):
     """(exit code, row, what was printed)."""
-    job = Job(str(recipe), "test_resnet", str(root), overrides=overrides)
+    job = Job(str(recipe), model, str(root), overrides=overrides)
     plan = plan_of(job)
     where = {"runs": folder / "runs", "results": folder / "results"}
     out = Console(file=io.StringIO(), width=140)

@@ -229,10 +229,12 @@ class TrainingState:
         return task_of(self.plan, self.settings, self.teacher)
 
     def weights(self) -> dict[str, nn.Module]:
-        """The models that are evaluated: the trained one and, where the recipe keeps one, its
-        average.
+        """The models that are evaluated: the trained one and, where the recipe keeps one beside it,
+        its average.
         """
-        return {"model": self.model} | ({"average": self.average.model} if self.average else {})
+        if self.average is None or self.average.rule.replaces_model:
+            return {"model": self.model}
+        return {"model": self.model, "average": self.average.model}
 
     @property
     def other_px(self) -> list[int]:
@@ -291,9 +293,8 @@ class TrainingState:
         """
         if self.ranks.is_alone:
             return
-        tensors = [
-            tensor for model in self.weights().values() for tensor in model.state_dict().values()
-        ]
+        models = [self.model] + ([self.average.model] if self.average else [])
+        tensors = [tensor for model in models for tensor in model.state_dict().values()]
         if not self.ranks.is_same(_fingerprint(tensors)):
             raise RuntimeError(
                 f"the weights differ between ranks after step {self.progress.step}: ranks of unlike"

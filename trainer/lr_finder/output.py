@@ -167,6 +167,14 @@ def print_plan_head(out: Console, setup) -> None:
     out.print(
         f"held out: {held} of {left + held} training images; the validation split is not looked at"
     )
+    average = plan.recipe.average
+    if average is not None and average.replaces_model:
+        out.print(
+            f"note: the ramps and trials run without {average.name}, which moves the weights as a"
+            " run trains: its best rate may be another",
+            style="yellow",
+            markup=False,
+        )
     if held < _FEW_HELD:
         out.print(
             f"note: {held} images tell rates apart only by their loss, and hardly; more images, or"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
@@ -35,6 +36,7 @@ _FANS: dict[str, Literal["fan_in", "fan_out"]] = {
     "kaiming_fan_out": "fan_out",
 }
 _TRUNCATED_STD = 0.02
+_OF_SPLIT = re.compile(r"\.aux_bn\.\d+\.")  # of the norms of all splits but the first
 _COUNTERS = "num_batches_tracked"  # BatchNorm's step counter; older files lack it
 
 
@@ -294,6 +296,10 @@ def _load(
     if new:
         notes.append(f"random: {', '.join(head)}: {new}, {num_classes} classes here")
         tensors = {key: tensor for key, tensor in tensors.items() if not key.startswith(heads)}
+    for key in own.keys() - tensors.keys():  # as timm, whose split norms start from the one loaded
+        plain = _OF_SPLIT.sub(".", key)
+        if plain != key and plain in tensors:
+            tensors[key] = tensors[plain]
     first = _first_convolution(model)
     if _differs_in_channels(tensors.get(first), own.get(first)):
         before, now = tensors[first].shape[1], own[first].shape[1]

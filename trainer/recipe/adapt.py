@@ -200,11 +200,12 @@ def _warmup_steps(before: int, recipe: Recipe, adapt: Adapt, num_train: int) -> 
 
 
 def _num_steps(recipe: Recipe, adapt: Adapt, num_train: int) -> tuple[int, int]:
-    """Optimizer steps of the recipe's own run, which is the one on ImageNet-1k, and of the adapted
-    one.
+    """Optimizer steps of the recipe's own run, on ImageNet-1k where it names no other data, and of
+    the adapted one.
     """
     epochs, batch_images = adapt.epochs or recipe.epochs, adapt.batch_images or recipe.batch.images
-    recipe_steps = recipe.epochs * max(1, PROFILES["imagenet-1k"].num_train // recipe.batch.images)
+    own = PROFILES.get(recipe.adapted_to or "", PROFILES["imagenet-1k"])
+    recipe_steps = recipe.epochs * max(1, own.num_train // recipe.batch.images)
     return recipe_steps, epochs * max(1, num_train // batch_images)
 
 

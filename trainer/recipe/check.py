@@ -205,6 +205,8 @@ def _labels(kind: type[StrictModel], data: Any, path: Path = ()) -> Iterator[str
     value = value_at(data, path)
     here = chosen(kinds_at(kind, data, path), value)
     keys: list[str | int] = [key for one in here for key in one.model_fields]
+    if path and value is None and _is_list(kind, data, path):
+        keys = []  # each key of a list's parts stands behind a number
     if isinstance(value, (list, tuple)):
         keys = list(range(len(value)))
     elif isinstance(value, Mapping):
@@ -214,6 +216,15 @@ def _labels(kind: type[StrictModel], data: Any, path: Path = ()) -> Iterator[str
             if isinstance(key, str):
                 yield label_of(data, (*path, key))
             yield from _labels(kind, data, (*path, key))
+
+
+def _is_list(kind: type[StrictModel], data: Any, path: Path) -> bool:
+    section = path[:-1]
+    return any(
+        get_origin(one.model_fields[str(path[-1])].annotation) is tuple
+        for one in chosen(kinds_at(kind, data, section), value_at(data, section))
+        if path[-1] in one.model_fields
+    )
 
 
 def value_at(data: Any, path: Path) -> Any:

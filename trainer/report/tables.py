@@ -16,6 +16,7 @@ from typing import Literal
 from trainer.ablation.cells import Cell, command
 from trainer.ablation.questions import Question
 from trainer.base.commands import command as command_line
+from trainer.base.commands import quoted
 from trainer.base.errors import UserError, did_you_mean
 from trainer.base.plural import plural
 from trainer.base.scores import CLASSIFICATION, score_label
@@ -308,7 +309,7 @@ def summarize(
         num_compared=num_compared,
         effects=effects_of((summary.cell, summary.values) for summary in marked),
         smallest=question.smallest,
-        word=question.word or question.name,
+        word=quoted(question.word or question.name),
     )
 
 

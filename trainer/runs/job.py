@@ -93,7 +93,7 @@ def resolve(
     written = deviations_between(origin.for_model(job.model), recipe, "file") if origin else ()
     adapted: tuple[Deviation, ...] = ()
     if profile and recipe.adapted_to != profile.name:
-        changes = adaptation(recipe, profile, from_weights=job.weights is not None)
+        changes = adaptation(recipe, profile, _starts_from_weights(job, recipe))
         recipe, adapted = apply_overrides(recipe, changes, "profile")
         recipe = recipe.model_copy(update={"adapted_to": profile.name})
     started: tuple[Deviation, ...] = ()
@@ -101,6 +101,13 @@ def resolve(
         recipe, started = apply_overrides(recipe, _start(job, profile), "set")
     recipe, overridden = apply_overrides(recipe, job.overrides, "set")
     return original, positions, recipe, written + adapted + started + overridden
+
+
+def _starts_from_weights(job: Job, recipe: Recipe) -> bool:
+    """By weights=, by set=, or by the recipe's own file."""
+    is_set = any(label.startswith("model.pretrained") for label in overrides_of(job.overrides))
+    named = recipe.model and recipe.model.pretrained and recipe.model.pretrained.file
+    return job.weights is not None or is_set or bool(named)
 
 
 def _start(job: Job, profile: Profile | None) -> dict[str, Any]:

@@ -37,8 +37,8 @@ def batch_line(plan: Plan) -> str:
 
 def model_facts(plan: Plan, model) -> str:
     """How large a model is, and what one image costs."""
-    test_px = plan.recipe.image.test_px
-    cost = gmacs(model, plan.profile.channels, test_px)
+    shown_px, _ = plan.recipe.of_task.evaluation_px(plan.recipe.image)
+    cost = gmacs(model, plan.profile.channels, shown_px)
     freeze = plan.recipe.model.freeze if plan.recipe.model else None
     frozen = ""
     if freeze:
@@ -49,7 +49,7 @@ def model_facts(plan: Plan, model) -> str:
             frozen = f" ({number:,} frozen from epoch {freeze.from_epochs:g} on)"
     return (
         f"{num_parameters(model):,} parameters{frozen}, {cost:.4g} G multiply-adds an image of"
-        f" {test_px} px"
+        f" {shown_px} px"
     )
 
 
@@ -79,12 +79,17 @@ def decay_line(plan: Plan, model) -> str:
     its layers have, where they differ. Raises PlanError as `param_groups` does.
     """
     groups = param_groups(model, plan.recipe.optimizer)
-    counts = [sum(weight.numel() for weight in group["params"]) for group in groups]
-    decayed = sum(n for n, group in zip(counts, groups, strict=True) if group["weight_decay"])
-    line = f"{plan.recipe.optimizer.weight_decay:g} on {decayed:,} of {sum(counts):,} parameters"
+    counts = {plan.recipe.optimizer.weight_decay: 0} | {g["weight_decay"]: 0 for g in groups}
+    for group in groups:
+        counts[group["weight_decay"]] += sum(weight.numel() for weight in group["params"])
+    total = sum(counts.values())
+    parts = [f"{decay:g} on {count:,}" for decay, count in counts.items() if decay and count]
+    said = ", ".join(parts) or f"{plan.recipe.optimizer.weight_decay:g} on 0"
+    line = f"{said} of {total:,} parameters"
     scales = sorted({group["lr_scale"] for group in groups})
     if scales != [1.0]:
-        line += f"; the layers have {scales[0]:.3g} to {scales[-1]:.3g} of the learning rate"
+        who = "weights" if plan.recipe.optimizer.own_rates else "the layers"
+        line += f"; {who} have {scales[0]:.3g} to {scales[-1]:.3g} of the learning rate"
     return line
 
 

@@ -108,7 +108,8 @@ def _scores(plan: Plan, data, outcome) -> dict[str, Any]:
 
 def _costs(plan: Plan, settings: Settings, state) -> dict[str, Any]:
     """Of a row: size, time and memory."""
-    progress, sizes = state.progress, (plan.profile.channels, plan.recipe.image.test_px)
+    shown_px, _ = plan.recipe.of_task.evaluation_px(plan.recipe.image)
+    progress, sizes = state.progress, (plan.profile.channels, shown_px)
     return {
         "steps": progress.step,
         "num_params": num_parameters(state.model),

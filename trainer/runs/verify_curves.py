@@ -69,7 +69,8 @@ def expected_lines(
     """The names of all lines of a run of so many steps: losses every log_steps steps and at each
     epoch's end, then its scores where there is an evaluation.
     """
-    kinds = ("model", "average") if plan.recipe.average else ("model",)
+    average = plan.recipe.average
+    kinds = ("model", "average") if average and not average.replaces_model else ("model",)
     step = 0
     while step < num_steps:
         step = min(step - step % each + each for each in (log_steps, plan.steps_per_epoch))

@@ -2,6 +2,8 @@
 and trains.
 """
 
+import hashlib
+
 import pytest
 import timm
 import torch
@@ -10,7 +12,9 @@ from torch import nn
 
 from trainer.base.component import registered
 from trainer.models.edit.replacement import find_layers, is_norm
+from trainer.models.initialization import load_pretrained
 from trainer.models.parts import norms
+from trainer.models.spec import Pretrained
 
 PARTS = {
     "batch_norm": norms.BatchNorm(momentum=0.2, eps=1e-4, affine=True),
@@ -119,6 +123,23 @@ def test_a_norm_for_each_split_is_timms(base, num_splits):
     for mine, other in zip(ours.buffers(), theirs.buffers(), strict=True):
         assert torch.equal(mine, other)
     assert torch.equal(ours.eval()(x[:1]), theirs.eval()(x[:1]))
+
+
+def test_the_norms_of_all_splits_start_from_the_one_that_is_loaded(tmp_path):
+    torch.manual_seed(1)
+    loaded = timm.create_model("test_resnet", num_classes=10)
+    for buffer in loaded.buffers():
+        if buffer.is_floating_point():
+            buffer.uniform_(0.5, 2)
+    path = tmp_path / "loaded.pth"
+    torch.save(loaded.state_dict(), path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    ours = timm.create_model("test_resnet", num_classes=10)
+    norms.SplitBatchNorm(splits=3, momentum=0.1, eps=1e-5).apply(ours, 64)
+    load_pretrained(ours, Pretrained(file=str(path), sha256=digest), 10)
+    theirs = convert_splitbn_model(loaded, 3)
+    for mine, other in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True):
+        assert torch.equal(mine, other)
 
 
 @pytest.mark.parametrize(

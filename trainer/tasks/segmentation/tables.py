@@ -76,7 +76,10 @@ class MaskTables(Layout):
         if not (root / "dataset_dict.json").is_file():
             return False
         files = hf.files(root, "train")
-        return bool(files) and _columns_of(files[0].parent) is not None
+        if not files or _columns_of(files[0].parent) is None:
+            return False
+        # masks beside a class of each image: the file of the masks' classes says which is meant
+        return not _has_labels(files[0].parent) or (root / CLASSES_FILE).is_file()
 
     def find(self, root: Path, split: str, num_channels: int) -> TableSet:
         files = hf.files(root, split)
@@ -101,18 +104,28 @@ def _columns_of(folder: Path) -> tuple[str, str] | None:
     """The names of the columns of a split's images and masks, by its dataset_info.json; None where
     no two can be told.
     """
-    try:
-        features = json_file(folder / "dataset_info.json")["features"]
-        kinds = {name: one.get("_type") for name, one in features.items() if isinstance(one, dict)}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
+    kinds = _kinds_of(folder)
     images = [name for name, kind in kinds.items() if kind == "Image"]
     image = next((name for name in _IMAGES if name in images), None)
     others = [name for name in images if name != image]
     named = [name for name in _MASKS if name in others]
-    if not named and len(others) == 1 and "ClassLabel" not in kinds.values():
+    if not named and len(others) == 1 and not _has_labels(folder):
         named = others
     return (image, named[0]) if image and named else None
+
+
+def _has_labels(folder: Path) -> bool:
+    """Has each image of a split a class?"""
+    return "ClassLabel" in _kinds_of(folder).values()
+
+
+def _kinds_of(folder: Path) -> dict[str, str | None]:
+    """The types of a split's columns by their names; empty where they cannot be read."""
+    try:
+        features = json_file(folder / "dataset_info.json")["features"]
+        return {name: one.get("_type") for name, one in features.items() if isinstance(one, dict)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def _names_of(cells: hf.Cells, column: str) -> tuple[str, ...]:
