@@ -30,7 +30,9 @@ def annotation_files(root: Path, split: str) -> list[Path]:
         path
         for folder in (root, root / "annotations")
         for path in (sorted(folder.glob("*.json")) if folder.is_dir() else ())
-        if named.fullmatch(path.name) and (path.name.lower().startswith("inst") or _has_lists(path))
+        if named.fullmatch(path.name)
+        and not path.with_suffix(".beton").exists()  # whose facts it has
+        and (path.name.lower().startswith("inst") or _has_lists(path))
     ]
     return found + [
         path for path in sorted(root.glob(f"*/{_EXPORT}")) if beside.fullmatch(path.parent.name)
