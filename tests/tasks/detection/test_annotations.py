@@ -11,6 +11,7 @@ from trainer.data.dataset import open_data
 from trainer.data.datasets.layouts import layout_of
 from trainer.data.decode import BadImage
 from trainer.data.profile import find_profile
+from trainer.tasks.detection.coco import annotation_files
 
 
 @pytest.fixture
@@ -227,3 +228,11 @@ def test_a_voc_folder_with_boxes_and_masks_is_read_for_either_task(tmp_path):
         assert layout_of(root, task).task == task
         assert find_profile(str(root), task=task).task == task
         assert find_profile(str(root), task=task).num_train == 1
+
+
+def test_the_facts_beside_a_beton_are_no_boxes_whatever_their_set_is_called(tmp_path):
+    (tmp_path / "train.json").write_text('{"layout": 1, "profile": "images"}')
+    (tmp_path / "train.beton").touch()
+    assert not annotation_files(tmp_path, "train")
+    (tmp_path / "train.beton").unlink()
+    assert annotation_files(tmp_path, "train")
