@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from trainer.base.devices import kind_of, sum_dtype
 from trainer.base.errors import UserError
 from trainer.base.settings import Settings
-from trainer.components.optimizers import param_groups
+from trainer.components.param_groups import param_groups
 from trainer.components.pixels.choice import why_not
 from trainer.data.loader import MicroBatch
 from trainer.distributed.communicator import Ranks, alone
