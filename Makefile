@@ -32,7 +32,8 @@ override given = $(foreach name,$(filter-out $(own) $(1),$(written)),'$(call tex
 override takes = $(if $(filter-out $(own) $(1),$(written)),$(error $(firstword $(filter-out $(own) $(1),$(written)))=: $@ does not take it; $(if $(strip $(1)),valid: $(addsuffix =,$(1)),it takes none)))
 
 override COMMANDS := train plan runs watch ablate table figure compare reproduce explain diff recipes which from-timm from-torchvision from-convnext matrix lr-find launch-slurm check-data split data parity eval predict export latency push verify doctor
-.PHONY: $(COMMANDS) test lint drill bench help setup clean
+override TARGETS := $(COMMANDS) test lint drill bench help setup clean
+.PHONY: $(TARGETS)
 # folders of these names are here: they are no targets
 .PHONY: results tests ablations trainer
 
@@ -41,10 +42,10 @@ $(COMMANDS): $(VENV)/.ready
 
 # a mistyped target is one line with the right one, as a mistyped variable is
 .DEFAULT:
-	@$(PYTHON) -I trainer/cli/hints.py '$(call text,$@)' $(COMMANDS) test lint drill bench help setup clean
+	@$(PYTHON) -I trainer/cli/hints.py '$(call text,$@)' $(TARGETS)
 
 results tests ablations trainer:
-	@$(PYTHON) -I trainer/cli/hints.py $@ $(COMMANDS) test lint drill bench help setup clean
+	@$(PYTHON) -I trainer/cli/hints.py $@ $(TARGETS)
 
 test: $(VENV)/.ready
 	@$(call takes,pytest)PYTEST_ADDOPTS="-n auto --dist worksteal "$(if $(filter pytest,$(written)),$(call quoted,pytest)) $(VENV)/bin/python -m pytest
@@ -77,8 +78,10 @@ clean:
 	@$(call takes,):
 	rm -rf $(VENV)
 
-help: $(if $(filter of,$(written)),$(VENV)/.ready)
-	@$(call takes,of)$(if $(filter of,$(written)),$(RSB) $(call quoted,of) --help,$(PYTHON) -I trainer/cli/hints.py)
+# a command's own help is the program's, and needs the environment; of the other targets it is asked here
+override of_command = $(if $(filter of,$(written)),$(filter $(COMMANDS) drill bench,$(value of)))
+help: $(if $(of_command),$(VENV)/.ready)
+	@$(call takes,of)$(if $(of_command),$(RSB) $(call quoted,of) --help,$(PYTHON) -I trainer/cli/hints.py $(if $(filter of,$(written)),--of $(call quoted,of) $(TARGETS)))
 
 # uv leaves bytecode to the first import; importing what a run imports once costs a third of compiling everything
 warm := import timm, matplotlib.figure, sklearn.datasets, torchvision, torch.utils.tensorboard, torch.utils.flop_counter, trainer.cli.main, trainer.cli.run_commands

@@ -41,7 +41,7 @@ from trainer.base.json_text import json_of
 from trainer.base.plugins import load_plugins
 from trainer.base.plural import counted
 from trainer.base.scores import score_label
-from trainer.base.settings import make_settings
+from trainer.base.settings import machine_of, make_settings
 from trainer.base.signals import Stopped, StopRequest
 from trainer.base.terminal import Terminal
 from trainer.distributed.communicator import alone
@@ -158,32 +158,8 @@ def train(
 
     Raises UserError for invalid arguments, OSError where the final files cannot be written.
     """
+    machine = machine_of(locals())  # every argument that is a setting, under its name
     _load_plugins(plugins)
-    machine = {
-        "precision": precision,
-        "workers": str(workers),
-        "loader": loader,
-        "runs": Path(runs),
-        "results": Path(results),
-        "checkpoint_s": checkpoint_s,
-        "keep_every": keep_every,
-        "stop_if": stop_if,
-        "expect": expect,
-        "debug": debug,
-        "keep": keep,
-        "test_px": test_px,
-        "eval_every": eval_every,
-        "eval_batch": eval_batch,
-        "log_every": log_every,
-        "micro_batch": micro_batch,
-        "activation_checkpointing": activation_checkpointing,
-        "compile": compile,
-        "compile_mode": compile_mode,
-        "cuda_graphs": cuda_graphs,
-        "half_group_norm": half_group_norm,
-        "profile": profile,
-        "track": track,
-    }
     with _job(recipe, model, data, data_dir, seed, set, weights, runs, bad_images, again) as job:
         return _trained(job, device, machine, progress)
 
@@ -192,7 +168,7 @@ def _trained(job: Job, device: str, machine: dict[str, Any], progress: bool) -> 
     """Train a job in this process, which stays as it was. Raises KeyboardInterrupt, UserError and
     OSError as `train` does.
     """
-    runs: Path = machine["runs"]
+    runs = Path(machine["runs"])
     width = None if progress and sys.stdout.isatty() else 140
     # plain text in a notebook too: rich would turn every line into an output of its own
     unseen = None if progress else io.StringIO()

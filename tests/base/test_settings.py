@@ -10,6 +10,7 @@ from trainer.base.errors import UserError
 from trainer.base.settings import (
     check_loader,
     check_writable,
+    machine_of,
     make_settings,
     num_cores,
     worker_count,
@@ -46,6 +47,23 @@ def test_a_small_set_in_memory_needs_no_workers():
 def test_what_is_not_there_is_refused_with_what_would_do(asked):
     with pytest.raises(UserError, match="; (use|valid|leave|run|try)"):
         make_settings(**asked)
+
+
+def test_a_calls_arguments_are_settings_by_their_names_and_refused_before_there_is_a_machine():
+    """Whatever else the call has; switches may be 0 or 1, as the program has them."""
+    call = {"recipe": "A3", "device": "tpu", "runs": "r", "track": "tensorboard", "compile": 1}
+    call |= {"precision": "float32", "keep_every": 3, "test_px": "64, 96", "loader": "auto"}
+    machine = machine_of(call)
+    assert "recipe" not in machine and "device" not in machine
+    settings = make_settings("cpu", **machine)
+    assert settings.compile is True and settings.cuda_graphs is False
+    assert (settings.keep_every_epochs, settings.test_px, settings.loader) == (3, (64, 96), "torch")
+    assert settings.trackers == () and str(settings.runs) == "r"
+    for wrong in ({"eval_every": 0}, {"test_px": "big"}, {"debug": "nan"}, {"loader": "dali"}):
+        with pytest.raises(UserError, match=f"{next(iter(wrong))}="):
+            machine_of(call | wrong)  # debug=nan beside compile=1
+    with pytest.raises(TypeError, match="no_such"):
+        make_settings("cpu", no_such=1)
 
 
 def test_an_unknown_loader_is_refused():

@@ -50,7 +50,9 @@ def write_page(path: Path, model: str, epochs: int, shapes: bool) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--model", default="resnet18")
     parser.add_argument("--shapes", action="store_true")

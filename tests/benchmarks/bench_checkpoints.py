@@ -53,7 +53,9 @@ class Timed(Saver):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--recipe", default="A2")
     parser.add_argument("--model", default="resnet50")
     parser.add_argument("--data", default="digits")

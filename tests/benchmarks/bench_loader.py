@@ -8,8 +8,9 @@ Three stages: decoded; ready for the device (cropped, flipped, uint8); ready for
 processes, by the wall's clock (see bench_whole_loaders). Then their parts, which take turns in one
 process with one thread, by the processor time of that process, no image repeated. Where ffcv is
 built (make setup ffcv=1), its loader too: our pipeline and its stock one, over the files' own bytes
-and over pixels of at most 256 px; and both loaders over the file of `make data format=raw`. Without --src: photos of 500 x 375 px cut from scikit-learn's two
-sample images.
+and over pixels of at most 256 px; and both loaders over the file of `make data format=raw`.
+
+Without --src: photos of 500 x 375 px cut from scikit-learn's two sample images.
 """
 
 from __future__ import annotations

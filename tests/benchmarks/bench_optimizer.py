@@ -25,7 +25,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from written import write
 
 from trainer.base import provenance
-from trainer.components.optimizers import AdamW, Lamb, clip_gradients, param_groups
+from trainer.components.optimizers import AdamW, Lamb, clip_gradients
+from trainer.components.param_groups import param_groups
 
 SHARED = {
     "betas": (0.9, 0.999),

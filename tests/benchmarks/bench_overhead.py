@@ -50,7 +50,9 @@ def seconds(step, num_steps: int, on_gpu: bool) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--recipe", default="A3")
     parser.add_argument("--model", default="resnet18")
     parser.add_argument("--data", default="fashion-mnist")

@@ -113,7 +113,9 @@ def as_markdown(facts: dict) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--recipe", default="A2")
     parser.add_argument("--model", default="resnet50")
     parser.add_argument("--data", default="digits")

@@ -8,6 +8,7 @@ it in the cache.
     python tests/benchmarks/bench_tables.py [rows]
 """
 
+import argparse
 import json
 import os
 import resource
@@ -81,7 +82,11 @@ def run(results: Path, cache: Path, *words: str) -> str:
 
 
 def main() -> None:
-    num_rows = int(sys.argv[1]) if len(sys.argv) > 1 else 20_000
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("rows", type=int, nargs="?", default=20_000)
+    num_rows = parser.parse_args().rows
     for name, is_worst in (("worst", True), ("usual", False)):
         with tempfile.TemporaryDirectory() as folder:
             results, cache = Path(folder) / "results", Path(folder) / "cache"

@@ -1,8 +1,9 @@
 """Whole runs beside timm's train.py, from the start of the program to its exit, evaluations
 included: wall time, CPU time, and the most memory that all its processes held together.
 
-    python tests/benchmarks/bench_whole_runs.py --train-py <timm's train.py> [--src <folder or tar of
-    JPEGs>] [--models resnet18 resnet50] [--px 224 32] [--workers 1 2] [--rounds 3]
+    python tests/benchmarks/bench_whole_runs.py --train-py <timm's train.py>
+    [--src <folder or tar of JPEGs>] [--models resnet18 resnet50] [--px 224 32]
+    [--workers 1 2] [--rounds 3]
 
 Both train by A3 on the same files, in batches of the same size, in turns. timm's train.py is not in
 its wheel: take it from github.com/huggingface/pytorch-image-models at the wheel's version. Writes
@@ -171,7 +172,9 @@ def table(records: list[dict]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--train-py", type=Path, required=True)
     parser.add_argument("--src", type=Path)
     parser.add_argument("--models", nargs="+", default=["resnet18", "resnet50"])

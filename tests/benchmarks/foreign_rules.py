@@ -22,7 +22,7 @@ SLIDE_STEPS, SLIDE_ALIKE = 15, 0.005
 
 
 def averaged(losses: Sequence[float], past: float, is_corrected: bool) -> np.ndarray:
-    """The exponential moving average of losses [n]; without correction it begins at the first loss."""
+    """The exponential moving average of losses [n]; uncorrected it begins at the first loss."""
     out, total = [], 0.0 if is_corrected else losses[0]
     for count, loss in enumerate(losses, start=1):
         total = past * total + (1 - past) * loss

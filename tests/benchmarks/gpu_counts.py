@@ -1,5 +1,5 @@
-"""What a step asks of a GPU, part by part, at the recipe's own size: launches, waits, copies, bytes,
-and the host's time. On a pretended GPU (tests/support/gpu_stub), so on any machine with g++.
+"""What a step asks of a GPU, part by part, at the recipe's own size: launches, waits, copies,
+bytes, and the host's time. On a pretended GPU (tests/support/gpu_stub), so on any machine with g++.
 
     python tests/benchmarks/gpu_counts.py [--recipes A2] [--models resnet50] [--ranks 1 2]
         [--settings cuda_graphs half_group_norm] [--data cifar10]
@@ -277,7 +277,9 @@ def show(recipe: str, model: str, num_ranks: int, changed: list[str], data: str)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--recipes", nargs="+", default=RECIPES)
     parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--ranks", nargs="+", type=int, default=[1, 2])

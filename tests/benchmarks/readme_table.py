@@ -5,6 +5,7 @@ python tests/benchmarks/readme_table.py writes it anew.
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -119,6 +120,8 @@ def _facts(bench: Path, name: str) -> tuple[dict, str]:
 
 
 def main() -> None:
+    raw = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(description=__doc__, formatter_class=raw).parse_args()
     before, _, rest = PATH.read_text().partition(BEGIN)
     PATH.write_text(before + BEGIN + table() + END + rest.partition(END)[2])
 

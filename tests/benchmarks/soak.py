@@ -98,7 +98,7 @@ def killed_one(given: list[str], printed: str) -> None:
 
 
 def counted(pipe, printed: str) -> None:
-    """Runs one after another in this process; after each its exit code and what the process holds."""
+    """Runs one after another in this process; after each its exit code and what is held."""
     for given in iter(pipe.recv, None):
         code = one_run(given, printed)
         pipe.send((code, held()))
@@ -293,7 +293,7 @@ class Counted:
 
 
 def growth(held: list[dict], name: str) -> float:
-    """By how much a count grows a run, by Theil and Sen's median of slopes: one jump is no growth."""
+    """By how much a count grows a run, by Theil and Sen's median of slopes: a jump is none."""
     values = np.array([one[name] for one in held[FREE:]], float)
     if len(values) < 3:
         return 0.0
@@ -360,7 +360,9 @@ def held_lines(held: list[dict]) -> list[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--runs", type=int, default=300, help="how many")
     parser.add_argument("--hours", type=float, default=3.0, help="and for how long at most")
     parser.add_argument("--seed", type=int, default=0, help="of the draws")

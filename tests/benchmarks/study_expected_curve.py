@@ -134,7 +134,9 @@ Written by `tests/benchmarks/study_expected_curve.py`.
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--page", action="store_true")
     if not parser.parse_args().page:
         run_all()

@@ -1,4 +1,5 @@
-"""Does `make lr-find` answer the same again, and is the answer a good one? Writes results/lr-find.md.
+"""Does `make lr-find` answer the same again, and is the answer a good one? Writes
+results/lr-find.md.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/study_lr_find.py tests --runs runs --results results
     OMP_NUM_THREADS=2 python tests/benchmarks/study_lr_find.py tests --runs runs --results results
@@ -78,7 +79,7 @@ PAIRS = [
 
 
 def peak_text(value: float) -> str:
-    """A learning rate as it is written into a run: three digits, so that neighbouring grids meet."""
+    """A learning rate as it is written into a run: three digits: neighbouring grids meet."""
     return f"{value:.3g}"
 
 

@@ -10,6 +10,8 @@ import pytest
 
 from support.commands import rsb
 from support.studies import page, study  # noqa: F401  fixtures
+from support.tabled import cell, table_of
+from trainer.report.drawings import draw_costs, draw_effects
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,6 +68,41 @@ def test_a_legend_has_only_what_is_drawn(study):
     texts = " ".join(svg_texts(study[1] / "two.effects.svg"))
     assert "no interval" in texts and "p <" not in texts and "p ≥" not in texts
     assert "beyond" not in texts
+
+
+def all_texts(figure) -> list[str]:
+    """The texts in a figure's panels and of its legends."""
+    texts = [text for panel in figure.axes for text in panel.texts]
+    texts += [text for legend in figure.legends for text in legend.get_texts()]
+    return [text.get_text() for text in texts]
+
+
+def hollow_marks(figure) -> int:
+    """Marks with a white face in a figure's panels, whatever their shape."""
+    return sum(
+        line.get_marker() not in ("", "None", None) and line.get_markerfacecolor() == "white"
+        for panel in figure.axes
+        for line in panel.lines
+    )
+
+
+@pytest.mark.parametrize(
+    ("draw", "words", "times"), [(draw_effects, "n = 1", 2), (draw_costs, "hollow: one seed", 1)]
+)
+def test_a_mark_of_one_seed_is_hollow_and_words_say_so(draw, words, times):
+    """Not as one whose spread is too small to see."""
+    scores = {"base": [80, 81, 82], "three": [85, 86.5, 87], "one": [88], "another": [84]}
+    values = {
+        cell(name, is_base=name == "base"): dict(enumerate(map(float, each)))
+        for name, each in scores.items()
+    }
+    facts = {name: {"train_s": 50.0 + 10 * place} for place, name in enumerate(scores)}
+    figures = [
+        draw(table_of(dict(list(values.items())[:number]), **facts), {}, 5.5) for number in (2, 4)
+    ]
+    without, with_ones = map(hollow_marks, figures)
+    assert with_ones == without + 2
+    assert [all_texts(figure).count(words) for figure in figures] == [0, times]
 
 
 def test_a_front_of_one_cell_is_no_line_and_not_in_the_legend(study):

@@ -1,11 +1,15 @@
 """make passes on what is written, and refuses what it does not know."""
 
 import os
+import re
 import shutil
 
 import pytest
+import typer
 
 from support.commands import ROOT, make
+from trainer.cli.main import app
+from trainer.cli.words import help_text
 
 
 @pytest.mark.parametrize(
@@ -100,13 +104,43 @@ def test_make_refuses_a_variable_that_its_own_targets_do_not_take(door, target):
     assert done.returncode == 2 and f"seed=: {target} does not take it" in done.stderr
 
 
+PHONY = {
+    word
+    for line in (ROOT / "Makefile").read_text().splitlines()
+    if line.startswith(("override COMMANDS", "override TARGETS"))
+    for word in line.split()
+    if word.isidentifier() or "-" in word
+} - {"override", "COMMANDS", "TARGETS"}
+
+
 def test_make_help_lists_every_target_in_80_columns(door):
     shown = make(door, "help").stdout
-    phony = {
-        word
-        for line in (ROOT / "Makefile").read_text().splitlines()
-        if line.startswith(("override COMMANDS", ".PHONY: $(COMMANDS)"))
-        for word in line.split()
-        if word.isidentifier() or "-" in word
-    } - {"override", "COMMANDS"}
-    assert phony <= set(shown.split()) and max(map(len, shown.splitlines())) <= 80
+    assert {"train", "setup", "drill"} <= PHONY <= set(shown.split())
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("target", sorted(PHONY))
+def test_help_of_every_target_has_each_variable_that_it_takes(door, target):
+    """Of a command the program says it; of any other target make's own refusal names them."""
+    done = make(door, "help", f"of={target}")
+    assert done.returncode == 0, done.stderr
+    commands = typer.main.get_command(app).commands
+    words = done.stdout.splitlines()
+    if words[:2] == ["'-m'", "'trainer'"]:
+        assert words[2:] == [repr(target), "'--help'"] and target in commands
+        return
+    assert target not in commands and words[0].split()[:2] == ["make", target]
+    refused = make(door, target, "no_such=1").stderr
+    _, _, valid = refused.partition("does not take it; ")
+    assert valid and all(word in done.stdout for word in re.findall(r"\w+=", valid)), refused
+
+
+def test_help_of_what_make_adds_to_a_command_is_there_too():
+    assert " pytest= " in help_text("drill", typer.main.get_command(app), 80)
+
+
+def test_help_of_a_mistyped_target_names_the_right_one(door):
+    for of, remedy in (("setpu", "did you mean setup?"), ("x;touch pwned", "valid: train plan")):
+        done = make(door, "help", f"of={of}")
+        assert done.returncode == 2 and remedy in done.stderr.splitlines()[0]
+    assert not (door / "pwned").exists()

@@ -10,7 +10,8 @@ from torch import nn
 
 from trainer.base.errors import PlanError
 from trainer.components.muon import orthogonalized
-from trainer.components.optimizers import DecoupledSgd, MuonSgd, OwnRates, Sgd, param_groups
+from trainer.components.optimizers import DecoupledSgd, MuonSgd, OwnRates, Sgd
+from trainer.components.param_groups import param_groups
 
 FIELDS = {
     "momentum": 0.6, "nesterov": True, "iterations": 3, "sgd_momentum": 0.85, "sgd_nesterov": True,

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.components.optimizers import DecoupledSgd, Sgd, param_groups
+from trainer.components.optimizers import DecoupledSgd, Sgd
+from trainer.components.param_groups import param_groups
 
 
 def gradient(step, shape):

@@ -11,7 +11,8 @@ from timm.optim import create_optimizer_v2, list_optimizers
 from torch import nn
 
 from trainer.components import timm_optimizer
-from trainer.components.optimizers import Optimizer, TimmOptimizer, param_groups
+from trainer.components.optimizers import Optimizer, TimmOptimizer
+from trainer.components.param_groups import param_groups
 
 
 def is_here(name):

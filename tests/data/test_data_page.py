@@ -19,7 +19,10 @@ def test_a_page_has_the_counts_images_of_each_class_and_what_was_found(make_fold
     assert "<b>cat" not in text and "&lt;b&gt;cat" in text
     assert len(re.findall(r'<img [^>]*src="data:image/jpeg', text)) == 6 + 4
     assert re.search(r"cat</td><td class=\"n\">9</td><td class=\"n\">2</td>", text)
-    assert "bad.jpg" in text and "same.jpg" in text
+    for name in ("train/dog/bad.jpg", "train/dog/grey.png", 'title="train/dog/0.jpg"'):
+        assert name in text, name
+    assert "<li>val/dog/same.jpg = train/dog/0.jpg</li>" in text
+    assert str(root) not in text  # whoever gets the page has the images elsewhere
     assert str(tmp_path / "page/index.html") in done.output.replace("\n", "")
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from trainer.base.settings import make_settings
-from trainer.components.optimizers import param_groups
+from trainer.components.param_groups import param_groups
 from trainer.engine.step_memory import step_memory
 from trainer.runs.job import Job, plan_of
 

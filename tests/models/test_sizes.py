@@ -4,11 +4,13 @@ import pytest
 import timm
 import torch
 
+from support.plans import small_plan
 from trainer.base.settings import make_settings
 from trainer.data.dataset import open_data
 from trainer.engine.state import TrainingState
 from trainer.engine.train import train
-from trainer.models.build import build_model, size_options
+from trainer.models.build import build_model
+from trainer.models.sizes import size_options
 from trainer.recipe.plan import PlanError
 from trainer.runs.export import timm_facts
 from trainer.runs.job import Job, plan_of
@@ -86,3 +88,30 @@ def test_a_transformer_learns_on_the_bundled_data():
     state = TrainingState(plan, make_settings("cpu", workers="0"))
     assert train(state, open_data(plan.profile, None)) == "finished"
     assert state.progress.scores["model"]["num_top1"] > 0.2 * plan.profile.num_val
+
+
+@pytest.mark.parametrize(
+    ("train_px", "test_px", "place"),
+    [(24, 32, "image.train_px"), (32, 24, "image.test_px"), (24, 24, "image.train_px")],
+)
+def test_images_that_a_model_cannot_take_are_refused_with_a_size_that_it_can(
+    train_px, test_px, place
+):
+    sizes = f"image.train_px={train_px} image.test_px={test_px}"
+    with pytest.raises(PlanError, match=r"image.test_px|image.train_px") as caught:
+        build_model(small_plan("convnext", model="convnext_atto", overrides=sizes))
+    assert f"{place}=24: convnext_atto" in str(caught.value) and f'set="{place}=32"' in str(
+        caught.value
+    )
+    build_model(
+        small_plan(
+            "convnext", model="convnext_atto", overrides="image.train_px=32 image.test_px=32"
+        )
+    )
+
+
+def test_the_size_that_images_grow_from_is_tried_too():
+    growth = "{from_px: 16, from_epoch: 0, to_epoch: 1, multiple_px: 8, updated: per_epoch}"
+    plan = small_plan("convnext", model="convnext_atto", overrides=f"'image.growth={growth}'")
+    with pytest.raises(PlanError, match=r"image.growth.from_px=16: convnext_atto"):
+        build_model(plan)

@@ -14,7 +14,7 @@ from torch.nn import functional
 from support.plans import small_plan
 from support.ranked import in_float64
 from trainer.base.settings import make_settings
-from trainer.components.optimizers import param_groups
+from trainer.components.param_groups import param_groups
 from trainer.data.dataset import open_data
 from trainer.data.patches import planned_over
 from trainer.engine.state import TrainingState

@@ -15,7 +15,7 @@ from timm.scheduler import CosineLRScheduler, StepLRScheduler
 
 from support.plans import small_plan
 from trainer.base.settings import make_settings
-from trainer.components.optimizers import param_groups
+from trainer.components.param_groups import param_groups
 from trainer.data.dataset import open_data
 from trainer.engine.state import TrainingState
 from trainer.engine.train import optimizer_step

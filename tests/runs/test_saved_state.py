@@ -22,7 +22,8 @@ from support.plans import small_plan
 from trainer.base.component import registered, tag_of
 from trainer.base.provenance import Program
 from trainer.base.settings import make_settings
-from trainer.components.optimizers import Optimizer, TimmOptimizer, param_groups
+from trainer.components.optimizers import Optimizer, TimmOptimizer
+from trainer.components.param_groups import param_groups
 from trainer.components.timm_optimizer import class_of, numbers_of
 from trainer.engine.state import Progress, TrainingState
 from trainer.recipe.check import check

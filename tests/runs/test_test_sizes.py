@@ -21,7 +21,7 @@ from trainer.data.evaluation import EvaluationStream
 from trainer.data.transforms import normalize
 from trainer.engine import train
 from trainer.engine.state import TrainingState
-from trainer.models.build import at_size
+from trainer.models.sizes import at_size
 from trainer.recipe.plan import PlanError
 from trainer.report.formats import as_markdown
 from trainer.report.html import as_html

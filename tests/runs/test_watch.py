@@ -4,12 +4,14 @@ import json
 import os
 import time
 
+import numpy as np
 import pytest
 
 from support.commands import rsb
 from support.rows import ROW
 from trainer.base.errors import UserError
 from trainer.cli import watch_runs
+from trainer.lr_finder.trial import TrialFolder
 from trainer.runs.lock import STALE_S, acquire
 from trainer.runs.watch import watched_runs
 
@@ -61,6 +63,25 @@ def test_stopped_killed_and_silent_runs_are_told_apart(place):
     assert seen(place)["begun"].state == "killed"
     finished = seen(place)[ROW.run]
     assert finished.state == "finished" and finished.done_share == 1.0
+
+
+def test_a_search_for_a_learning_rate_has_its_trials_so_far(place):
+    """As `make runs` lists it, from its first trial on; of a run there are no trials."""
+    folder = place[0] / "lr-find-A3.v1-resnet18-digits-b1c11e"
+    trials, lines = TrialFolder(folder / "trials"), []
+    with acquire(folder):
+        for number in range(3):
+            one = seen(place)[folder.name]
+            assert (one.state, one.own.num_trials, one.loss_nats) == ("running", number, None)
+            done = rsb("watch", "--runs", place[0], "--results", place[1])
+            lines += [line for line in done.output.splitlines() if folder.name in line]
+            trials.write({"seed": number, "purpose": "ramp"}, np.array([0.1]))
+        assert 0 <= seen(place)[folder.name].silent_s < 60
+    assert all(f" {number} trial" in line for number, line in enumerate(lines)), lines
+    assert len(lines) == 3 and seen(place)["begun"].own.num_trials is None
+    assert seen(place)[folder.name].state == "stopped"
+    (folder / "suggestion.json").write_text("{}")
+    assert seen(place)[folder.name].state == "finished"
 
 
 def test_half_written_files_end_no_look(place):

@@ -223,7 +223,9 @@ def compare(a: dict, b: dict, ignored: list[str]) -> int:
 
 
 def main() -> None:
-    words = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    words = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     words.add_argument("--checkout", type=Path)
     words.add_argument("--python", type=Path)
     words.add_argument("--out", type=Path)

@@ -75,7 +75,9 @@ def is_function(name: str) -> bool:
 
 
 def main() -> None:
-    words = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    words = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     words.add_argument("--checkout", type=Path, required=True)
     words.add_argument("--python", type=Path)
     words.add_argument("--list", action="store_true", help="every function too")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
+from typing import Any, TypedDict, Unpack
 
 from trainer.base.cores import num_cores
 from trainer.base.devices import kind_of, resolve_device, use_device
@@ -90,33 +92,62 @@ class Settings:
         return self.device == "cpu"
 
 
+class Choices(TypedDict, total=False):
+    """What make_settings takes beside where a run runs, as a user writes it; what is left out
+    stands as in Settings.
+    """
+
+    micro_batch: str
+    activation_checkpointing: bool
+    compile: bool
+    compile_mode: str
+    cuda_graphs: bool
+    half_group_norm: bool
+    profile: bool
+    keep_every: int
+    loader: str
+    stop_if: str
+    expect: str
+    debug: str
+    keep: str
+    track: str
+    test_px: str
+    eval_every: int
+    eval_batch: int
+    log_every: int
+
+
+# a choice -> its field of Settings, where that has another name
+_FIELDS = {
+    "keep_every": "keep_every_epochs",
+    "eval_every": "eval_every_epochs",
+    "eval_batch": "eval_images",
+    "log_every": "log_steps",
+    "track": "trackers",
+}
+
+
+def machine_of(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a call's arguments that make_settings takes, but for the device.
+
+    Raises UserError for what could be no setting on any machine.
+    """
+    choices = {name: given[name] for name in Choices.__annotations__ if name in given}
+    _chosen(choices)
+    names = "precision", "workers", "runs", "results", "checkpoint_s"
+    return {name: given[name] for name in names if name in given} | choices
+
+
 def make_settings(
     device: str = "auto",
     precision: str = "auto",
-    workers: str = "auto",
+    workers: int | str = "auto",
     runs: Path = Path("runs"),
     results: Path = Path("results"),
     checkpoint_s: float = 60.0,
     in_memory: bool = False,
     num_ranks_here: int = 1,
-    micro_batch: str = "recipe",
-    activation_checkpointing: bool = False,
-    compile: bool = False,
-    compile_mode: str = "default",
-    cuda_graphs: bool = False,
-    half_group_norm: bool = False,
-    profile: bool = False,
-    keep_every: int = 0,
-    loader: str = "auto",
-    stop_if: str = "",
-    expect: str = "",
-    debug: str = "",
-    keep: str = "",
-    track: str = "",
-    test_px: str = "",
-    eval_every: int = Settings.eval_every_epochs,
-    eval_batch: int = Settings.eval_images,
-    log_every: int = Settings.log_steps,
+    **choices: Unpack[Choices],
 ) -> Settings:
     """Resolve what was asked against this machine.
 
@@ -127,51 +158,55 @@ def make_settings(
     """
     import torch  # seconds, which commands that only check their options need not wait for
 
-    micro_batch = "recipe" if micro_batch == "page" else micro_batch  # its name before
-    _check_words(micro_batch, loader, stop_if, debug, keep)
-    if debug and (compile or cuda_graphs):
-        raise UserError(
-            "debug=nan: looks at every layer, which compile=1 and cuda_graphs=1 join into one; use"
-            " it without them"
-        )
-    trackers = trackers_of(track)
-    _check_counts(eval_every=eval_every, eval_batch=eval_batch, log_every=log_every)
-    _check_compile(compile, compile_mode, activation_checkpointing)
+    chosen = _chosen(choices)
     device = resolve_device(device)
     kind = kind_of(device)
-    if cuda_graphs:
-        _check_cuda_graphs(kind == "cuda", micro_batch, activation_checkpointing)
+    if chosen["cuda_graphs"]:
+        _check_cuda_graphs(
+            kind == "cuda", chosen["micro_batch"], chosen["activation_checkpointing"]
+        )
     use_device(device)  # what names none means this one, the question for bf16 included
+    num_auto = _auto_workers(kind != "cpu", in_memory, num_ranks_here)
     return Settings(
         device=device,
         precision=_resolve_precision(precision, kind),
         channels_last=kind in ("cuda", "xpu"),
-        num_workers=worker_count(
-            workers, auto=_auto_workers(kind != "cpu", in_memory, num_ranks_here)
-        ),
+        num_workers=worker_count(str(workers), auto=num_auto),
         num_threads=torch.get_num_threads(),
         runs=Path(runs),
         results=Path(results),
         checkpoint_s=checkpoint_s,
-        micro_batch=micro_batch,
-        activation_checkpointing=activation_checkpointing,
-        compile=compile,
-        compile_mode=compile_mode,
-        cuda_graphs=cuda_graphs,
-        half_group_norm=half_group_norm,
-        profile=profile,
-        keep_every_epochs=keep_every,
-        loader="torch" if loader == "auto" else loader,
-        stop_if=stop_if,
-        expect=expect,
-        debug=debug,
-        keep=keep,
-        trackers=trackers,
-        test_px=sizes_of(test_px),
-        eval_every_epochs=eval_every,
-        eval_images=eval_batch,
-        log_steps=log_every,
+        **chosen,
     )
+
+
+def _chosen(choices: Mapping[str, Any]) -> dict[str, Any]:
+    """Choices by the names of Settings' fields, those that were left out too.
+
+    Raises UserError for a value in none of the lists above or below 1, a tracker that is not
+    installed, and two that exclude each other.
+    """
+    chosen = {one.name: one.default for one in fields(Settings) if one.default is not MISSING}
+    for name, value in choices.items():
+        field = _FIELDS.get(name, name)
+        chosen[field] = bool(value) if isinstance(chosen.get(field), bool) else value
+    if chosen["micro_batch"] == "page":
+        chosen["micro_batch"] = "recipe"  # its name before
+    words = (chosen[name] for name in ("micro_batch", "loader", "stop_if", "debug", "keep"))
+    _check_words(*words)
+    if chosen["loader"] == "auto":
+        chosen["loader"] = "torch"
+    if chosen["debug"] and (chosen["compile"] or chosen["cuda_graphs"]):
+        raise UserError(
+            "debug=nan: looks at every layer, which compile=1 and cuda_graphs=1 join into one; use"
+            " it without them"
+        )
+    chosen["trackers"] = trackers_of(choices.get("track", ""))
+    chosen["test_px"] = sizes_of(choices.get("test_px", ""))
+    counts = ("eval_every", "eval_batch", "log_every")
+    _check_counts(**{name: chosen[_FIELDS[name]] for name in counts})
+    _check_compile(chosen["compile"], chosen["compile_mode"], chosen["activation_checkpointing"])
+    return chosen
 
 
 def _check_words(micro_batch: str, loader: str, stop_if: str, debug: str, keep: str) -> None:

@@ -6,8 +6,10 @@ Only the standard library, and runnable as a script: make asks it before there i
 from __future__ import annotations
 
 import difflib
+import shutil
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 
 # What people write who come from timm, torchvision, Lightning or fastai, and the word for it here.
 # {0} is the value that was given.
@@ -240,6 +242,41 @@ A variable is written name=value. set= takes several values of the recipe:
 set="epochs=5 loss.name=ce"; make explain recipe=A1 lists them all."""
 
 
+_PYTEST = {"pytest": 'Flags for pytest: "-k lamb".'}
+# What the program has no command for: what the target is for, and its variables.
+TARGETS: dict[str, tuple[str, dict[str, str]]] = {
+    "setup": (
+        "Create .venv from the lock file, or renew it where pyproject.toml or requirements.lock has"
+        " changed. Every other target does so by itself.",
+        {
+            "ffcv": "1: build ffcv too, for loader=ffcv.",
+            "torch": "cpu: torch without its CUDA libraries, from the wheels of index=.",
+            "index": "URL of an index of torch's CPU wheels; torch's page on installing it has it.",
+        },
+    ),
+    "test": ("Run the test suite: under 10 minutes on 2 cores, no network.", _PYTEST),
+    "lint": ("Check format, code, imports and types: ruff, import-linter, mypy.", {}),
+    "help": ("List every target, or say what one takes.", {"of": "A target: train."}),
+    "clean": ("Remove .venv. Runs and results stay.", {}),
+}
+# Variables that make itself takes of a target, beside those of the program's command.
+MORE_WORDS = {"drill": _PYTEST}
+
+
+def described(target: str, text: str, words: Mapping[str, str], width: int) -> str:
+    """What a target is for, in paragraphs, and the words that it takes: `seed=` and the like with
+    what each says. width: columns.
+    """
+    indent = max(map(len, words), default=0) + 3
+    lines = [f"make {target} word=value ..." if words else f"make {target}", ""]
+    for paragraph in text.split("\n\n"):
+        lines += [*textwrap.wrap(paragraph, width, break_on_hyphens=False), ""]
+    for word, said in words.items():
+        first, *others = textwrap.wrap(said, width - indent, break_on_hyphens=False) or [""]
+        lines += [f"  {word:{indent - 2}}{first}", *(f"{'':{indent}}{line}" for line in others)]
+    return "\n".join(lines)
+
+
 def target_hint(target: str, targets: Sequence[str]) -> str:
     """One line about a target that make does not have."""
     if target in COMMANDS:
@@ -252,9 +289,22 @@ def target_hint(target: str, targets: Sequence[str]) -> str:
     return f"{target}: no such target; did you mean {use}?"
 
 
-if __name__ == "__main__":
-    if len(sys.argv) == 1:
+def main(words: Sequence[str]) -> int:
+    """What make asks: nothing for the help of all targets, `--of` and a target for its own, or the
+    target that it does not have; then all that it has. Gives the exit code.
+    """
+    if not words:
         print(HELP)
-    else:
-        print(f"error: {target_hint(sys.argv[1], sys.argv[2:])} (make help)", file=sys.stderr)
-        sys.exit(2)
+        return 0
+    target, *targets = words[1:] if words[0] == "--of" else words
+    if words[0] == "--of" and target in TARGETS:
+        text, known = TARGETS[target]
+        columns = shutil.get_terminal_size().columns
+        print(described(target, text, {f"{name}=": said for name, said in known.items()}, columns))
+        return 0
+    print(f"error: {target_hint(target, targets)} (make help)", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

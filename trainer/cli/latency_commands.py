@@ -23,7 +23,7 @@ from trainer.inference.classifier import Classifier
 from trainer.inference.export.compare import as_exported, drawn_batches
 from trainer.inference.export.formats import Format, Onnx, OpenVino, write_model
 from trainer.inference.export.latency import Opened, Timing, compiled, eager, measure, of_file
-from trainer.inference.export.latency_page import table, write_latencies
+from trainer.inference.export.latency_page import table_head, table_line, write_latencies
 from trainer.inference.export.write import FACTS, example_of
 from trainer.runs import summary
 
@@ -43,7 +43,9 @@ def latency(
     again: bool,
     check: Callable[[], None],
 ) -> None:
-    """Time a model by everything that runs it here, and write the table. Raises UserError."""
+    """Time a model by everything that runs it here, print each line of the table once it is
+    measured, and write the table. Raises UserError.
+    """
     sizes, counts = _numbers("batches", batches), _numbers("threads", threads or f"1 {num_cores()}")
     classifier, run_folder = asked.at_one_size()
     own = default_folder(classifier, run_folder)
@@ -62,6 +64,8 @@ def latency(
         inputs = scored_inputs(pixels, classifier.image, settings).contiguous().numpy()
         total = len(engines) * len(sizes) * len(counts) * num_rounds
         with summary.progress(console, "turns", total) as each:
+            for line in table_head():
+                each.say(line)
             timings = measure(
                 engines,
                 {size: np.resize(inputs, (size, *inputs.shape[1:])) for size in sizes},
@@ -70,9 +74,8 @@ def latency(
                 num_rounds,
                 check,
                 each,
+                lambda timing: each.say(table_line(timing)),
             )
-    for line in table(timings):
-        console.print(line, markup=False, soft_wrap=True)
     facts = _facts(classifier, seconds, num_rounds, load)
     _write(out, timings, f"{classifier.name}: latency", facts)
     console.print(f"page  {page}", markup=False)

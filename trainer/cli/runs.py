@@ -10,7 +10,7 @@ import typer
 from trainer.base.errors import printable
 from trainer.base.memory import importing
 from trainer.base.plugins import load_plugins
-from trainer.base.settings import check_loader, sizes_of, trackers_of
+from trainer.base.settings import machine_of
 from trainer.base.signals import StopRequest
 from trainer.cli import options
 from trainer.cli.options import app, user_errors, with_runs
@@ -70,41 +70,16 @@ def train(
     """Train a model by a recipe and store the run's row. Rerun the same command to resume a run
     that was stopped.
     """
+    options_given = locals()  # those that are settings are not named again below
     with StopRequest() as stop:  # before the imports, which take seconds
-        check_loader(loader)
-        trackers_of(track)
-        sizes_of(test_px)
+        machine = machine_of(options_given)
         commands = _commands()
         overrides, given = with_runs(set_, runs), commands.given_weights(weights, model, runs)
         asked = recipe, model, data, data_dir, seed, overrides, bad_images, again, ablation, cell
         code = commands.train_job(
             commands.Job(*asked, weights=given),
             device,
-            {
-                "precision": precision,
-                "workers": workers,
-                "loader": loader,
-                "runs": runs,
-                "results": results,
-                "checkpoint_s": checkpoint_s,
-                "keep_every": keep_every,
-                "stop_if": stop_if,
-                "expect": expect,
-                "debug": debug,
-                "keep": keep,
-                "test_px": test_px,
-                "eval_every": eval_every,
-                "eval_batch": eval_batch,
-                "log_every": log_every,
-                "micro_batch": micro_batch,
-                "activation_checkpointing": bool(activation_checkpointing),
-                "compile": bool(compile),
-                "compile_mode": compile_mode,
-                "cuda_graphs": bool(cuda_graphs),
-                "half_group_norm": bool(half_group_norm),
-                "profile": bool(profile),
-                "track": track,
-            },
+            machine,
             gpus,
             procs,
             stop,

@@ -16,7 +16,7 @@ from rich.text import Text
 from trainer.base.commands import command
 from trainer.base.disk import UnfitFile, open_regular, write_atomically
 from trainer.base.errors import UserError, did_you_mean, printable
-from trainer.base.plural import duration
+from trainer.base.plural import counted, duration
 from trainer.base.terminal import open_terminal, readable
 from trainer.runs.own_runs import DAMAGED, KILLED, RUNNING, STALE, score_text
 from trainer.runs.watch import WatchedRun, watched_runs
@@ -45,8 +45,8 @@ def watch(
     every_s: float,
     wait: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Show the runs until Ctrl-C; once where that is asked for, or the output is no terminal and
-    there is no page to keep up to date.
+    """Show the runs, those of lr-find too, until Ctrl-C; once where that is asked for, or the
+    output is no terminal and there is no page to keep up to date.
 
     run: only this one, with the end of its log. page: a file that is written each time, "1" for
     watch.html in `runs`. Raises UserError for a run that is not there.
@@ -119,6 +119,8 @@ def _shown(found: Sequence[WatchedRun], log: str, runs: Path, out: Console) -> G
 def _cells(one: WatchedRun) -> tuple[str, ...]:
     own = one.own
     epochs = "" if own.epochs is None else f"{own.epochs:g}"
+    if own.num_trials is not None:
+        epochs = counted(own.num_trials, "trial")
     if own.epochs is not None and own.epochs_done is not None:
         epochs = f"{own.epochs_done:g} of {own.epochs:g} ({one.done_share or 0:.0%})"
     return (

@@ -6,12 +6,11 @@ from __future__ import annotations
 
 import difflib
 import re
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainer.base.errors import UserError
-from trainer.cli.hints import HINTS
+from trainer.cli.hints import HINTS, MORE_WORDS, described
 
 WORD = re.compile(r"([A-Za-z_][\w.-]*)=(.*)", re.DOTALL)
 ON, OFF = ("1", "yes", "true", "on"), ("0", "no", "false", "off", "")
@@ -85,18 +84,13 @@ def help_text(name: str, group: Any, width: int) -> str:
         f"{word}={'1' if option.is_flag else ''}": option
         for word, option in _options(command).items()
     }
-    indent = max(map(len, known), default=0) + 3
-    lines = [f"make {name} word=value ..." if known else f"make {name}", ""]
-    for paragraph in in_words(command.help or "").split("\n\n"):
-        lines += [*textwrap.wrap(paragraph, width, break_on_hyphens=False), ""]
+    words = {}
     for word, option in known.items():
         default = option.default
         has_default = default not in (None, "") and default is not False
-        text = f"{in_words(option.help or '')}{f' [{default}]' if has_default else ''}"
-        described = textwrap.wrap(text, width - indent, break_on_hyphens=False) or [""]
-        lines += [f"  {word:{indent - 2}}{described[0]}"]
-        lines += [f"{'':{indent}}{line}" for line in described[1:]]
-    return "\n".join(lines)
+        words[word] = f"{in_words(option.help or '')}{f' [{default}]' if has_default else ''}"
+    words |= {f"{word}=": said for word, said in MORE_WORDS.get(name, {}).items()}
+    return described(name, in_words(command.help or ""), words, width)
 
 
 def in_words(text: str) -> str:

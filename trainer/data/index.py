@@ -84,6 +84,11 @@ class Index:
         """The path of image i."""
         return self.folder / os.fsdecode(self.name(i))
 
+    @property
+    def root(self) -> Path:
+        """The data set's folder, which holds all of its splits."""
+        return self.folder.parent
+
     def name(self, i: int) -> bytes:
         """Image i's path below the folder."""
         return self._paths[self._offsets[i] : self._offsets[i + 1]].tobytes()

@@ -15,9 +15,9 @@ from trainer.base.settings import Settings
 from trainer.data.loader import MicroBatch
 from trainer.data.transforms import autocast
 from trainer.distributed.communicator import Ranks, alone
-from trainer.models.build import norms_of_micro_batch, running_norms
 from trainer.models.edit.layer_kinds import RunningNorm
 from trainer.models.edit.replacement import counted
+from trainer.models.norm_statistics import norms_of_micro_batch, running_norms
 from trainer.models.parts.norm_layers import StepNorm
 from trainer.recipe.plan import Plan
 from trainer.tasks import task_of

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from trainer.base.devices import kind_of, sum_dtype
 from trainer.base.errors import UserError
 from trainer.base.settings import Settings
-from trainer.components.optimizers import param_groups
+from trainer.components.param_groups import param_groups
 from trainer.components.pixels.choice import why_not
 from trainer.data.loader import MicroBatch
 from trainer.distributed.communicator import Ranks, alone
@@ -26,11 +26,12 @@ from trainer.engine.cuda_graphs import CapturedPasses, Passes
 from trainer.engine.nan_debug import NanDebug
 from trainer.engine.precise_norm import StepStatistics
 from trainer.engine.shared_noise import SharedNoise
-from trainer.models.build import assemble, assembled, at_size
+from trainer.models.build import assemble, assembled
 from trainer.models.edit.hooks import ChangesInTraining
 from trainer.models.freezing import Freezing
 from trainer.models.initialization import is_head_loaded
 from trainer.models.parts.half_group_norm import use_half_group_norm
+from trainer.models.sizes import at_size
 from trainer.models.small_maps import leave_out_padding_taps
 from trainer.recipe.plan import Plan
 from trainer.tasks import Scores, Task, task_of

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from trainer.base.settings import Settings
-from trainer.components.optimizers import Optimizer, param_groups
+from trainer.components.optimizers import Optimizer
+from trainer.components.param_groups import param_groups
 from trainer.engine.micro_batches import pieces_at
 from trainer.recipe.plan import Plan
 from trainer.tasks import task_of

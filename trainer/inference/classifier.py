@@ -17,8 +17,9 @@ from trainer.base.settings import Settings
 from trainer.components.crops import CropMode
 from trainer.data.decode import RESAMPLING
 from trainer.data.transforms import autocast, scored_inputs
-from trainer.models.build import at_size, check_model_name
+from trainer.models.build import check_model_name
 from trainer.models.initialization import is_head_loaded, load_file
+from trainer.models.sizes import at_size
 from trainer.models.trained import classes_in_file, config_beside, num_logits, shown_as
 from trainer.models.weights import WeightsError, read_weights, weights_path
 from trainer.models.zoo import timm_name

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from trainer.base.disk import write_atomically
 from trainer.base.terminal import readable
 from trainer.data.check import DataReport, duplicates
 from trainer.data.datasets.builtin import ImageSet
-from trainer.inference.images import SetPictures
+from trainer.inference.images import SetPictures, seen_from
 from trainer.inference.quality_page import inline, template
 from trainer.inference.sheet import thumbnail
 
@@ -29,9 +31,12 @@ def write_data_page(
     title: str,
     facts: Sequence[tuple[str, str]],
 ) -> Path:
-    """Write index.html; gives its path. reports: of train and val. facts: (name, value) pairs for
-    its head. Raises OSError.
+    """Write index.html, which names images as seen from the data set's folder; gives its path.
+    reports: of train and val. facts: (name, value) pairs for its head. Raises OSError.
     """
+    index = getattr(train, "index", None)  # of a set of files
+    if index is not None:
+        reports = {split: _from(index.root, report) for split, report in reports.items()}
     numbers = [reports[split].class_counts for split in ("train", "val")]
     classes = sorted(numbers[0], key=lambda name: (-numbers[0][name], name))
     kinds = {f"{split}: {kind}": paths for split, report in reports.items()
@@ -53,6 +58,17 @@ def write_data_page(
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "index.html", page.encode())
     return folder / "index.html"
+
+
+def _from(root: Path, report: DataReport) -> DataReport:
+    """A report whose files are named as seen from a folder."""
+    seen, path = partial(seen_from, root), report.path
+    return replace(
+        report,
+        bad=tuple(map(seen, report.bad)),
+        odd={kind: tuple(map(seen, paths)) for kind, paths in report.odd.items()},
+        path=lambda i: seen(path(i)),
+    )
 
 
 def _shown(classes: Sequence[str]) -> list[tuple[int, str]]:

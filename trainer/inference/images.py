@@ -37,14 +37,17 @@ class Pictures(Protocol):
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """paths: of files. labels: [N] int64, the model's number of each one's class."""
+    """paths: of files below the folder. labels: [N] int64, the model's number of each one's
+    class.
+    """
 
+    folder: Path
     paths: tuple[Path, ...]
     labels: np.ndarray
 
     def name(self, place: int) -> str:
-        """The path of the image at a place."""
-        return str(self.paths[place])
+        """The path of the image at a place, as seen from the folder."""
+        return seen_from(self.folder, self.paths[place])
 
     def picture(self, place: int) -> Image.Image | None:
         """The image at a place in RGB; None where it cannot be shown."""
@@ -58,13 +61,22 @@ class SetPictures:
     image_set: ImageSet
 
     def name(self, place: int) -> str:
-        """The path of the image at a place, or its number where it has none."""
+        """The path of the image at a place, as seen from the data set's folder; its number where it
+        has none.
+        """
         index = getattr(self.image_set, "index", None)  # of a set of files
-        return f"image {place}" if index is None else str(index.path(place))
+        return f"image {place}" if index is None else seen_from(index.root, index.path(place))
 
     def picture(self, place: int) -> Image.Image | None:
         """The image at a place in RGB; None where it cannot be shown."""
         return picture_of(partial(self.image_set.read, place))
+
+
+def seen_from(folder: Path, named: object) -> str:
+    """A file's path, or a line that begins with it, without the folder that the file is in: whoever
+    gets a page has the images elsewhere, and where they were here is nothing to hand on.
+    """
+    return str(named).removeprefix(f"{folder}{os.sep}")
 
 
 def picture_of(read: Callable[[], Any]) -> Image.Image | None:
@@ -129,7 +141,7 @@ def find_labelled(folder: Path, classes: Sequence[str], num_classes: int) -> Lab
         labels += [numbers[name]] * len(found)
     if not paths:
         raise DataError(f"{folder}: no images in its class folders", "use data=<another folder>")
-    return LabelledImages(tuple(paths), np.array(labels, np.int64))
+    return LabelledImages(folder, tuple(paths), np.array(labels, np.int64))
 
 
 @dataclass(frozen=True)

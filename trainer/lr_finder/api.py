@@ -44,6 +44,7 @@ from trainer.recipe.plan import Plan, make_plan
 from trainer.recipe.schema import Recipe
 from trainer.runs.job import Job, plan_of, with_content
 from trainer.runs.lock import acquire
+from trainer.runs.own_runs import TRIALS
 from trainer.tasks import task_of
 from trainer.tasks.constant import equal_odds_loss
 
@@ -250,7 +251,7 @@ def run(
         return _decided(setup, folder, log, check, ranks, watch)
     with acquire(folder) as lock:
         if setup.job.again:
-            for path in [folder / "suggestion.json", *(folder / "trials").glob("*.json")]:
+            for path in [folder / "suggestion.json", *(folder / TRIALS).glob("*.json")]:
                 path.unlink(missing_ok=True)
 
         def check_both() -> None:
@@ -277,7 +278,7 @@ def _decided(
         setup.data,
         setup.scalar,
         rate_shape=shape,
-        kept=TrialFolder(folder / "trials" if folder else None),
+        kept=TrialFolder(folder / TRIALS if folder else None),
         log=log,
         check=check,
         ranks=ranks,

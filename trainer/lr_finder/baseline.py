@@ -18,7 +18,7 @@ from trainer.data.dataset import OpenedData
 from trainer.data.datasets.builtin import ImageSet
 from trainer.data.workers import Watch
 from trainer.distributed.communicator import Ranks, alone
-from trainer.models.build import running_norms
+from trainer.models.norm_statistics import running_norms
 from trainer.recipe.overrides import as_set
 from trainer.recipe.plan import Plan, largest_batch
 from trainer.recipe.sections import Batch

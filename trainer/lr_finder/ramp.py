@@ -11,7 +11,7 @@ from torch import nn
 
 from trainer.base.errors import ConfigError, OverrideError, UserError, did_you_mean
 from trainer.components.learning_rate import LearningRate
-from trainer.components.optimizers import param_groups
+from trainer.components.param_groups import param_groups
 from trainer.components.schedules import Constant
 from trainer.engine.precise_norm import StepStatistics
 from trainer.engine.state import TrainingState, as_it_runs

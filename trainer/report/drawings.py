@@ -23,6 +23,7 @@ from matplotlib.ticker import MaxNLocator
 
 from trainer.base.disk import write_atomically
 from trainer.base.errors import UserError
+from trainer.base.stats import Difference
 from trainer.report.curve_figures import MAX_LINES, Quantity, quantities, spread_of
 from trainer.report.curves import Curves
 from trainer.report.figures import (
@@ -65,6 +66,11 @@ _STYLE: Any = {  # matplotlib's stubs list every key
 _COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*", "d")
+_GREY = "#606060"
+# of an effect without an interval, whose colour and shape no other mark has
+_NO_INTERVAL: dict[str, Any] = {
+    "marker": "s", "linestyle": "", "markersize": 4.5, "markerfacecolor": "white",
+}  # fmt: skip
 _NAME_CHARS = 34  # of a cell's name in one line
 
 
@@ -153,7 +159,7 @@ def _draw_forest(panel: Axes, table: Table, cells: Sequence[CellSummary]) -> set
         if difference is None:
             panel.text(
                 0.5, y, cell_text(view, summary, "mean"), transform=panel.get_yaxis_transform(),
-                ha="center", va="center", style="italic", color="#606060",
+                ha="center", va="center", style="italic", color=_GREY,
             )  # fmt: skip
             continue
         value, colour = difference.value, _COLOURS[1]
@@ -177,14 +183,27 @@ def _draw_forest(panel: Axes, table: Table, cells: Sequence[CellSummary]) -> set
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
             )  # fmt: skip
             continue
-        is_clear = summary.p_holm is not None and summary.p_holm < SIGNIFICANT_P
-        known = "clear" if is_clear else "unclear"
-        used.add(known if difference.interval else "no interval")
-        panel.plot(
-            value, y, "o" if difference.interval else "s", color=colour, markersize=4.5,
-            markerfacecolor=colour if is_clear else "white",
-        )  # fmt: skip
+        if difference.interval:
+            is_clear = summary.p_holm is not None and summary.p_holm < SIGNIFICANT_P
+            used.add("clear" if is_clear else "unclear")
+            hollow: dict[str, Any] = {} if is_clear else {"markerfacecolor": "white"}
+            panel.plot(value, y, "o", color=colour, markersize=4.5, **hollow)
+        else:
+            used.add("no interval")
+            _draw_without_interval(panel, y, difference, is_right=scale.at(value) > 0.5)
     return used
+
+
+def _draw_without_interval(panel: Axes, y: int, difference: Difference, is_right: bool) -> None:
+    """A mark that is not taken for one whose interval is too narrow to see: grey, hollow, and it
+    says beside it why it has none. is_right: it is in the right half, and its words go left.
+    """
+    panel.plot(difference.value, y, color=_GREY, **_NO_INTERVAL)
+    panel.annotate(
+        "n = 1" if difference.kind == "single" else "does not vary", (difference.value, y),
+        xytext=(-6 if is_right else 6, 0), textcoords="offset points", fontsize=6, color=_GREY,
+        ha="right" if is_right else "left", va="center_baseline",
+    )  # fmt: skip
 
 
 def _effect_keys() -> dict[str, Artist]:
@@ -193,7 +212,7 @@ def _effect_keys() -> dict[str, Artist]:
     return {
         "clear": Line2D([], [], marker="o", label=f"p < {SIGNIFICANT_P} (Holm)", **mark),
         "unclear": Line2D([], [], marker="o", label=f"p ≥ {SIGNIFICANT_P}", **hollow),
-        "no interval": Line2D([], [], marker="s", linestyle="", label="no interval", **hollow),
+        "no interval": Line2D([], [], label="no interval", color=_GREY, **_NO_INTERVAL),
         "beyond": Line2D([], [], marker=">", linestyle="", label="beyond the axis", **mark),
     }
 
@@ -275,15 +294,18 @@ def draw_costs(table: Table, curves: Mapping[str, Curves], width_in: float) -> F
         for name, (colour, _, marker) in styles.items()
         if name in drawn
     ]
+    if any(one.summary.std is None for trade in found for one in trade.cells):
+        hollow: dict[str, Any] = {"marker": "o", "linestyle": "", "markerfacecolor": "white"}
+        keys.append(Line2D([], [], label="hollow: one seed", color=_GREY, **hollow))
     if any(sum(one.is_front for one in trade.cells) > 1 for trade in found):
-        keys.append(Line2D([], [], label="Pareto front", color="#606060", linewidth=0.8))
+        keys.append(Line2D([], [], label="Pareto front", color=_GREY, linewidth=0.8))
     _legend(figure, keys, width_in)
     return figure
 
 
 def _draw_trade(panel: Axes, trade: Trade, styles: Mapping[str, tuple]) -> None:
-    """A marker per cell with one standard deviation over seeds and the range of its cost; one
-    beyond the axes stands at their edge with its values.
+    """A marker per cell with one standard deviation over seeds and the range of its cost, hollow
+    where one seed has no spread; one beyond the axes stands at their edge with its values.
     """
     x, y = scale_over(trade.x_range(), 0, 1), scale_over(trade.y_range(), 0, 1)
     panel.set_xlim(x.low, x.high)
@@ -293,7 +315,10 @@ def _draw_trade(panel: Axes, trade: Trade, styles: Mapping[str, tuple]) -> None:
             continue
         colour, _, marker = styles[one.summary.cell.name]
         at = min(max(one.cost, x.low), x.high), min(max(one.mean, y.low), y.high)
-        panel.plot(*at, marker=marker, color=colour, markersize=5, clip_on=False, zorder=3)
+        hollow: dict[str, Any] = {"markerfacecolor": "white"} if one.summary.std is None else {}
+        panel.plot(
+            *at, marker=marker, color=colour, markersize=5, clip_on=False, zorder=3, **hollow
+        )
         if at != (one.cost, one.mean):
             side = "left" if x.at(one.cost) < 0.5 else "right"
             panel.annotate(
@@ -307,7 +332,7 @@ def _draw_trade(panel: Axes, trade: Trade, styles: Mapping[str, tuple]) -> None:
     if len(front) > 1:
         panel.step(
             [one.cost for one in front], [one.mean for one in front],
-            where="post", color="#606060", linewidth=0.8, zorder=1,
+            where="post", color=_GREY, linewidth=0.8, zorder=1,
         )  # fmt: skip
 
 

@@ -18,7 +18,8 @@ from torch import nn
 
 from trainer.base.disk import write_atomically
 from trainer.engine.state import TrainingState
-from trainer.models.build import size_options, takes_option
+from trainer.models.sizes import size_options
+from trainer.models.timm_options import takes_option
 from trainer.models.zoo import timm_name
 from trainer.recipe.plan import Plan
 

@@ -26,6 +26,7 @@ except ImportError:  # PyYAML built without libyaml
 RUNNING, STALE, STOPPED, KILLED, DAMAGED = (
     "running", "no heartbeat", "stopped", "killed", "damaged"
 )  # fmt: skip
+TRIALS = "trials"  # in a folder of lr-find: a file of each trial that is over
 _LARGEST_RECIPE_BYTES = 2**20
 
 
@@ -40,7 +41,7 @@ class OwnRun:
     score_pct: the row's main score, else the last evaluation's of the weights that are scored;
     score: its name; top1_pct: the same, where it is top-1. deviations: from
     the recipe, but for those of the data profile, `epochs=2` each. folder: None where only the row
-    is here. One of lr-find has neither epochs nor a score.
+    is here. One of lr-find has neither epochs nor a score, but num_trials, those that are over.
     steps_left: optimizer steps still to come.
     """
 
@@ -59,6 +60,7 @@ class OwnRun:
     folder: str | None = None
     changed_utc: str | None = None
     steps_left: int | None = None
+    num_trials: int | None = None
 
 
 def score_text(one: OwnRun) -> str:
@@ -69,13 +71,11 @@ def score_text(one: OwnRun) -> str:
 
 
 def own_runs(runs: Path, results: Path) -> list[OwnRun]:
-    """Every run folder in `runs`, and every row in `results` that has none and did not come with
-    the project; the last changed is last.
+    """Every run folder in `runs`, those of lr-find too, and every row in `results` that has none
+    and did not come with the project; the last changed is last.
     """
     found = own_folders(runs, results)
     here = {one.run for one in found}
-    searches = sorted({path.parent for path in runs.glob("lr-find-*/*")})
-    found += [_of_search(folder) for folder in searches if folder.name not in here]
     shipped = tracked_names(rows_folder(results))
     found += [
         _of_row(path, None)
@@ -86,12 +86,12 @@ def own_runs(runs: Path, results: Path) -> list[OwnRun]:
 
 
 def own_folders(runs: Path, results: Path) -> list[OwnRun]:
-    """Every run folder in `runs`; the last changed is last."""
-    folders = [path.parent for path in runs.glob("*/plan.json")]
+    """Every run folder in `runs`, those of lr-find too; the last changed is last."""
+    folders = {path.parent for path in runs.glob("*/plan.json")}
+    searches = {path.parent for path in runs.glob("lr-find-*/*")} - folders
     rows = rows_folder(results)
-    return sorted(
-        (_of_folder(folder, rows / f"{folder.name}.json") for folder in folders), key=_by_change
-    )
+    found = [_of_folder(folder, rows / f"{folder.name}.json") for folder in folders]
+    return sorted(found + [_of_search(folder) for folder in searches], key=_by_change)
 
 
 def _by_change(one: OwnRun) -> tuple[str, str]:
@@ -187,6 +187,8 @@ def _of_search(folder: Path) -> OwnRun:
         str(facts[key]) if isinstance(facts, dict) and key in facts else None
         for key in ("recipe", "model", "data")
     )
+    trials = folder / TRIALS
+    changed = path if is_done else trials if trials.is_dir() else folder
     return OwnRun(
         folder.name,
         state,
@@ -194,7 +196,8 @@ def _of_search(folder: Path) -> OwnRun:
         model,
         data,
         folder=_text(folder),
-        changed_utc=_changed(path if is_done else folder),
+        changed_utc=_changed(changed),
+        num_trials=len(list(trials.glob("*.json"))),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from trainer.components.optimizers import param_groups
+from trainer.components.param_groups import param_groups
 from trainer.models.build import gmacs, num_parameters
 from trainer.models.freezing import frozen_names
 from trainer.recipe.plan import Plan

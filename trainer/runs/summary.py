@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from trainer.base.commands import command
@@ -314,15 +322,30 @@ def opening(folder, plan: Plan) -> str:
     return f"not timm's alone: trainer.runs.run_folder.open_model('{folder}')"
 
 
+@dataclass(frozen=True)
+class Bar:
+    """Work under way, shown by a bar. Called after each piece, or with the number of pieces."""
+
+    out: Console
+    shown: Progress
+    task: TaskID
+
+    def __call__(self, number: int = 1) -> None:
+        self.shown.advance(self.task, number)
+
+    def say(self, line: str) -> None:
+        """Print a line on standard output; where the bar is on the same terminal, above it."""
+        both_seen = self.out.is_terminal and self.shown.console.is_terminal
+        out = self.shown.console if both_seen else self.out
+        out.print(line, markup=False, soft_wrap=True)
+
+
 @contextlib.contextmanager
-def progress(out: Console, what: str, total: int) -> Iterator[Callable[..., None]]:
-    """A bar on standard error while work is done; the function that it gives is called after each
-    piece, or with the number of pieces.
-    """
+def progress(out: Console, what: str, total: int) -> Iterator[Bar]:
+    """A bar on standard error while work is done."""
     columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=open_terminal(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda number=1: bar.advance(task, number)
+    with Progress(*columns, console=open_terminal(stderr=True), transient=True) as shown:
+        yield Bar(out, shown, shown.add_task(what, total=total))
 
 
 def rescored(out: Console, row: Row, scores, digest: str, settings: Settings) -> bool:

@@ -13,6 +13,7 @@ from trainer.runs.own_runs import (
     RUNNING,
     STALE,
     STOPPED,
+    TRIALS,
     OwnRun,
     last_number,
     own_folders,
@@ -25,7 +26,8 @@ class WatchedRun:
     """A run folder at one moment; None where its files do not say.
 
     loss_nats: of the last line of metrics. wait_share: of the time, waiting for images. left_s:
-    training still to come at the last speed, evaluations left out. silent_s: since that line.
+    training still to come at the last speed, evaluations left out. silent_s: since that line; of
+    lr-find, which writes no such lines, since its last trial was over.
     """
 
     own: OwnRun
@@ -51,7 +53,7 @@ class WatchedRun:
 
 
 def watched_runs(runs: Path, results: Path) -> list[WatchedRun]:
-    """Every run folder in `runs`, the last changed last."""
+    """Every run folder in `runs`, those of lr-find too, the last changed last."""
     return [_watched(one, runs / one.run) for one in own_folders(runs, results)]
 
 
@@ -61,9 +63,10 @@ def _watched(own: OwnRun, folder: Path) -> WatchedRun:
     if own.state not in (RUNNING, STALE, STOPPED, KILLED):
         return WatchedRun(own, loss_nats)
     speed = last_number(speeds, "images_per_s")
+    written = folder / ("metrics.jsonl" if own.num_trials is None else TRIALS)
     silent_s = None
     with contextlib.suppress(OSError):
-        silent_s = max(0.0, time.time() - (folder / "metrics.jsonl").stat().st_mtime)
+        silent_s = max(0.0, time.time() - written.stat().st_mtime)
     return WatchedRun(
         own,
         loss_nats,

@@ -11,14 +11,10 @@ from torch import Tensor, nn
 
 from trainer.base.errors import PlanError
 from trainer.components.distillation import Distillation
-from trainer.models.build import (
-    check_model_name,
-    create_model,
-    refusal,
-    size_options_of,
-    train_sizes,
-)
+from trainer.models.build import check_model_name
 from trainer.models.initialization import is_head_loaded, load_file
+from trainer.models.sizes import refusal, size_options_of, train_sizes
+from trainer.models.timm_options import create_model
 from trainer.models.trained import classes_in_file, shown_as
 from trainer.models.weights import WeightsError, WeightsFile, read_weights, weights_path
 from trainer.recipe.schema import Recipe, load_recipe

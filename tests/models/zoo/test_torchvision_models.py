@@ -17,15 +17,9 @@ from trainer.data.dataset import open_data
 from trainer.engine.state import TrainingState
 from trainer.engine.train import optimizer_step
 from trainer.inference.classifier import of_weights
-from trainer.models.build import (
-    assembled,
-    check_model_name,
-    create_model,
-    gmacs,
-    num_parameters,
-    takes_option,
-)
+from trainer.models.build import assembled, check_model_name, gmacs, num_parameters
 from trainer.models.edit.replacement import classifier_of
+from trainer.models.timm_options import create_model, takes_option
 from trainer.models.weights import WeightsError, weights_path
 from trainer.models.zoo import timm_name
 from trainer.models.zoo.torchvision_models import checkpoint_filter_fn, known_weights

@@ -17,7 +17,8 @@ from trainer.data.dataset import open_data
 from trainer.engine.state import TrainingState
 from trainer.engine.train import optimizer_step
 from trainer.models import zoo
-from trainer.models.build import assembled, create_model, gmacs, num_parameters, takes_option
+from trainer.models.build import assembled, gmacs, num_parameters
+from trainer.models.timm_options import create_model, takes_option
 from trainer.runs.export import export_model, is_timms, timm_facts
 
 # Weights and billions of multiply-adds at the model's own image size and classes, counted by running

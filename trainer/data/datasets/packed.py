@@ -115,6 +115,11 @@ class PackedIndex(Index):
         """sha256 (hex) over the places of the images."""
         return _places_sha256(self._files, self._starts)
 
+    @property
+    def root(self) -> Path:
+        """The data set's folder: a split is some of its files."""
+        return self.folder
+
     def path(self, i: int) -> Member:
         """Image i."""
         return Member(self, i)

@@ -89,12 +89,14 @@ def measure(
     num_rounds: int,
     check: Callable[[], None] = lambda: None,
     each: Callable[[], None] = lambda: None,
+    measured: Callable[[Timing], None] = lambda timing: None,
 ) -> list[Timing]:
     """Time every engine on every input [B, C, H, W] for every number of threads, in rounds in which
     each has its turn of seconds / num_rounds. Warm-up is not counted. check: called before a turn;
-    what it raises ends the measurement. each: called after one.
+    what it raises ends the measurement. each: called after one. measured: called with each timing,
+    as soon as its last turn is over.
     """
-    found = []
+    found: list[Timing] = []
     before = torch.get_num_threads()
     try:
         for num_threads in threads:
@@ -112,9 +114,9 @@ def measure(
                         time.sleep(_PAUSE_S)
                         turns[name].append(_timed(run, images, seconds / num_rounds))
                         each()
-                found += [
-                    Timing(name, num_threads, number, tuple(turn)) for name, turn in turns.items()
-                ]
+                        if len(turns[name]) == num_rounds:
+                            found.append(Timing(name, num_threads, number, tuple(turns[name])))
+                            measured(found[-1])
     finally:
         torch.set_num_threads(before)
     return found

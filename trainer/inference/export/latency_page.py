@@ -26,18 +26,31 @@ def write_latencies(out: Path, timings: Sequence[Timing], title: str, facts: Seq
     writer.writerows(map(_cells, timings))
     write_atomically(out.with_name(f"{out.name}.csv"), text.getvalue().encode())
     write_atomically(out.with_name(f"{out.name}.png"), _picture(timings, title))
-    page = [f"# {title}", "", *facts, "", *table(timings), "", f"![{title}]({out.name}.png)"]
+    page = [
+        f"# {title}",
+        "",
+        *facts,
+        "",
+        *table_head(),
+        *map(table_line, timings),
+        "",
+        f"![{title}]({out.name}.png)",
+    ]
     write_atomically(out.with_name(f"{out.name}.md"), ("\n".join(page) + "\n").encode())
 
 
-def table(timings: Sequence[Timing]) -> list[str]:
-    """The lines of a Markdown table."""
+def table_head() -> list[str]:
+    """The first lines of a Markdown table of timings."""
     head = (
         "engine", "threads", "batch", "median ms", "95 % below, ms", "images/s",
         "medians of the rounds, ms",
     )  # fmt: skip
-    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
-    return lines + ["| " + " | ".join(map(str, _cells(one))) + " |" for one in timings]
+    return ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+
+
+def table_line(one: Timing) -> str:
+    """A timing's line of that table."""
+    return "| " + " | ".join(map(str, _cells(one))) + " |"
 
 
 def _cells(one: Timing) -> tuple:
