@@ -26,6 +26,7 @@ from trainer.distributed.communicator import Ranks, alone
 from trainer.engine.state import TrainingState, algorithms_kept, set_algorithms
 from trainer.engine.train import optimizer_step
 from trainer.lr_finder.baseline import HeldOut
+from trainer.lr_finder.batches import SeedBatches
 from trainer.lr_finder.ramp import HyperparameterSetter, Scalar
 from trainer.lr_finder.rules import Curve
 from trainer.recipe.plan import Plan
@@ -157,6 +158,8 @@ class Trials:
         self.rate_shape, self.kept, self.log = rate_shape, kept, log or TrialLog()
         self.check, self.ranks, self.watch = check, ranks, watch
         self.held_out = HeldOut(plan, settings, data, ranks, watch)
+        self.batches = SeedBatches(settings, data, ranks, watch)
+        self._start_losses: dict[int, float] = {}
 
     def __call__(self, seed: int, values: np.ndarray, purpose: str) -> Curve:
         """The curve of one trial: an optimizer step with each value [N], in order, as far as the
@@ -184,8 +187,8 @@ class Trials:
         state = TrainingState(first, self.settings, self.ranks)
         state.plan = plan
         hyperparameter = HyperparameterSetter(self.scalar, state)
-        record = _Record(self.held_out.loss(state.model))
-        window = self.data.train_stream(plan, self.settings, 0, self.ranks, watch=self.watch)
+        record = _Record(self._start_loss(plan.seed, state))
+        window = self.batches.of(plan)
         every = max(1, len(values) // NUM_MEASURES) if purpose == "ramp" else len(values)
         taken = 0
         for step in range(plan.num_steps):
@@ -213,6 +216,14 @@ class Trials:
         else:
             record.ended = "not a number"  # fp16 found gradients beyond its range at every scale
         return record.curve(plan.seed, purpose)
+
+    def _start_loss(self, seed: int, state: TrainingState) -> float:
+        """The slice's loss before the first step: of the same weights in all trials of a seed,
+        unless the scalar is one of the model.
+        """
+        if seed not in self._start_losses or self.scalar.section in ("model", "drop_path"):
+            self._start_losses[seed] = self.held_out.loss(state.model)
+        return self._start_losses[seed]
 
     def _rates(self, values: np.ndarray, purpose: str) -> tuple[np.ndarray, np.ndarray]:
         """The peak that each step stands for, and its learning rate: [N] each."""
