@@ -10,7 +10,7 @@ import typer
 from trainer.base.errors import printable
 from trainer.base.memory import importing
 from trainer.base.plugins import load_plugins
-from trainer.base.settings import check_loader, sizes_of, trackers_of
+from trainer.base.settings import check_loader, check_numa, sizes_of, trackers_of
 from trainer.base.signals import StopRequest
 from trainer.cli import options
 from trainer.cli.options import app, user_errors, with_runs
@@ -48,6 +48,7 @@ def train(
     cell: options.PartOf = None,
     gpus: options.Gpus = None,
     procs: options.Procs = None,
+    numa: options.Numa = "off",
     micro_batch: options.MicroBatchMode = "recipe",
     activation_checkpointing: options.Checkpointing = 0,
     compile: options.Compile = 0,
@@ -72,6 +73,7 @@ def train(
     """
     with StopRequest() as stop:  # before the imports, which take seconds
         check_loader(loader)
+        check_numa(numa)
         trackers_of(track)
         sizes_of(test_px)
         commands = _commands()
@@ -104,6 +106,7 @@ def train(
                 "half_group_norm": bool(half_group_norm),
                 "profile": bool(profile),
                 "track": track,
+                "numa": numa,
             },
             gpus,
             procs,
