@@ -175,7 +175,7 @@ def _trained(job: Job, device: str, machine: dict[str, Any], progress: bool) -> 
     console = Terminal(file=unseen, width=width, soft_wrap=True, force_jupyter=False)
     with untouched(device), Interrupt() as interrupt:
         try:
-            code, row = train_rank(job, device, machine, None, alone(), console, interrupt)
+            code, row = train_rank(job, device, machine, alone(), console, interrupt)
         except Stopped:
             code, row = EXIT_STOPPED, None
     if code == EXIT_STOPPED:

@@ -191,6 +191,46 @@ def test_a_word_that_a_command_does_not_take_says_what_to_write(words, found, re
     assert done.returncode == 2 and found in line and remedy in line
 
 
+@pytest.mark.parametrize(
+    ("word", "right"),
+    [
+        ("nproc_per_node=4", "gpus=4, or procs=4"),
+        ("nproc-per-node=4", "gpus=4, or procs=4"),
+        ("numa_binding=node", "numa=node"),
+        ("nnodes=2", "launch-slurm nodes=2, or on each machine torchrun --nnodes=2"),
+        ("node_rank=1", "torchrun --node-rank=1"),
+        ("master_addr=node7", "torchrun --master-addr=node7"),
+        ("master_port=29500", "torchrun --master-port=29500"),
+        ("rdzv_endpoint=node7:29500", "torchrun --rdzv-endpoint=node7:29500"),
+        ("rdzv_backend=c10d", "torchrun --rdzv-backend=c10d"),
+        ("standalone=1", "gpus="),
+        ("max_restarts=3", "the same command resumes"),
+    ],
+)
+def test_the_words_of_torchrun_are_answered_with_the_right_one(word, right):
+    for command in ("train", "lr-find"):
+        with pytest.raises(UserError) as refused:
+            options_of([command, word], typer.main.get_command(app))
+        assert right in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        (["train", "--numa", "nodes"], "valid: off, node, socket, exclusive, core-complex"),
+        (["train", "--numa", "node"], "gpus=2 or more"),
+        (["train", "--numa", "node", "--procs", "2"], "numactl"),
+        (["lr-find", "--numa", "node", "--procs", "2"], "numactl"),
+        (["launch-slurm", "--gpus", "4", "--numa", "node"], "--gpu-bind=single:1"),
+    ],
+)
+def test_a_binding_that_nobody_could_make_is_one_line(words, remedy, tmp_path):
+    done = rsb(*words, "--runs", tmp_path)
+    assert done.exit_code == 2 and f"numa={words[words.index('--numa') + 1]}" in done.stderr
+    assert remedy in done.stderr and done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
 def test_words_are_options_and_a_value_may_hold_an_equals_sign():
     group = typer.main.get_command(app)
     assert options_of(["recipe=A1", "data_dir=a=b", "set=epochs=5"], group) == [

@@ -122,11 +122,9 @@ def test_each_rank_of_a_machine_has_a_gpu_of_its_own(monkeypatch):
     assert rank_device("auto", place) == "auto"
 
 
-def test_ranks_share_the_cores_for_their_workers(monkeypatch):
+def test_a_rank_has_as_many_workers_as_its_own_cores_bear(monkeypatch):
     monkeypatch.setattr("trainer.base.settings.num_cores", lambda: 16)
-    assert [
-        make_settings("cpu", num_ranks_here=number).num_workers for number in (1, 2, 8, 32)
-    ] == [8, 4, 1, 1]
+    assert [make_settings("cpu", cores=own).num_workers for own in (None, 8, 2, 1)] == [8, 4, 1, 1]
 
 
 def ended(*codes: int) -> dict:

@@ -5,10 +5,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from support.numa import pretend
+from trainer.base.numa import node_names
 from trainer.base.settings import make_settings
 from trainer.data import loader_speed
 from trainer.engine.state import set_algorithms
@@ -164,6 +167,25 @@ def test_the_doctor_needs_no_package_to_start(tmp_path, missing):
         done.stdout + done.stderr
     )
     assert done.stdout.count("broken on purpose") == 3 and "Traceback" not in done.stderr
+
+
+def test_each_gpu_is_told_with_its_numa_node_where_there_are_several(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda gpu: "H200")
+    monkeypatch.setattr(
+        torch.cuda,
+        "get_device_properties",
+        lambda gpu: SimpleNamespace(pci_domain_id=0, pci_bus_id=0x1B + gpu, pci_device_id=0),
+    )
+    monkeypatch.setattr(
+        doctor_probes, "node_names", lambda addresses: node_names(addresses, tmp_path)
+    )
+    gpus = {"0000:1b:00.0": 1, "0000:1c:00.0": 0, "0000:1d:00.0": -1}
+    for nodes, told in (({0: "0-3"}, "3 x H200"), ({0: "0-1", 1: "2-3"}, "NUMA nodes 1 0 ?")):
+        pretend(tmp_path, nodes, gpus)
+        found = by_name(doctor_probes.cuda({}))["CUDA"]
+        assert found.state == GOOD and found.found.endswith(told)
 
 
 def test_words_of_another_command_are_left_to_it():

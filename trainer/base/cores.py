@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 
@@ -12,9 +12,32 @@ def num_cores() -> int:
     """The cores of this process's affinity, and no more than its control group has time for: a
     container's --cpus=.
     """
-    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    own = len(own_cores())
     share = group_cores()
     return own if share is None else max(1, min(own, math.ceil(share)))
+
+
+def own_cores() -> frozenset[int]:
+    """The numbers of the cores of this process's affinity; all where the system has no such
+    thing.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        return frozenset(os.sched_getaffinity(0))
+    return frozenset(range(os.cpu_count() or 1))
+
+
+def cores_each(affinities: Sequence[frozenset[int]], which: int) -> int:
+    """The cores that are one of several processes' own, at least 1: those that may run on a core in
+    common share theirs evenly, and all of them what the control group has time for.
+
+    affinities: of each process of this machine. which: the place of this one among them.
+    """
+    own = affinities[which]
+    cores = len(own) // max(1, sum(not own.isdisjoint(other) for other in affinities))
+    share = group_cores()
+    if share is not None:
+        cores = min(cores, math.ceil(share) // len(affinities))
+    return max(1, cores)
 
 
 def load_per_core() -> float | None:

@@ -7,7 +7,7 @@ with what torch lacks there done elsewhere: no test of ours has run on one.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trainer.base.errors import UserError
 
@@ -61,6 +61,14 @@ def use_device(device: str) -> None:
 def is_tried(device: str) -> bool:
     """Has the suite been made and tested for it?"""
     return kind_of(device) in ("cpu", "cuda")
+
+
+def pci_address(gpu: int) -> str:
+    """Where a GPU is on the PCI bus, as Linux names its folder: "0000:1b:00.0"."""
+    import torch
+
+    of: Any = torch.cuda.get_device_properties(gpu)  # torch's stubs lack these
+    return f"{of.pci_domain_id:04x}:{of.pci_bus_id:02x}:{of.pci_device_id:02x}.0"
 
 
 def has_float64(device: str | torch.device) -> bool:

@@ -23,6 +23,8 @@ MICRO_BATCHES = ("recipe", "auto")
 STOP_REASONS = ("off_track",)
 DEBUG_KINDS = ("nan",)
 KEPT_WEIGHTS = ("best",)
+# how ranks are bound to the cores near their GPUs, in torchrun's words
+NUMA_BINDINGS = ("off", "node", "socket", "exclusive", "core-complex")
 # what track= takes: the first is always on, each other is a package, and an extra of ours
 TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 _SIDES_PX = range(8, 2049)  # of images, as recipes have them
@@ -49,7 +51,7 @@ class Settings:
     keep the weights of the best epoch beside the last. trackers: where curves go beside
     TensorBoard. test_px: image sizes at which the finished model is scored too; the result is at
     the recipe's own. eval_every_epochs: from one evaluation to the next; the last epoch always has
-    one. eval_images: at once in an evaluation.
+    one. eval_images: at once in an evaluation. numa: how the ranks are bound to cores.
     """
 
     device: str
@@ -78,6 +80,7 @@ class Settings:
     test_px: tuple[int, ...] = ()
     eval_every_epochs: int = 1
     eval_images: int = 128  # not the recipe's batch, so that a score does not depend on that
+    numa: str = "off"
 
     def is_channels_last(self, px: int) -> bool:
         """Do the values of a place lie together in memory, for images of px? On a CPU only for
@@ -115,6 +118,7 @@ class Choices(TypedDict, total=False):
     eval_every: int
     eval_batch: int
     log_every: int
+    numa: str
 
 
 # a choice -> its field of Settings, where that has another name
@@ -146,13 +150,14 @@ def make_settings(
     results: Path = Path("results"),
     checkpoint_s: float = 60.0,
     in_memory: bool = False,
-    num_ranks_here: int = 1,
+    cores: int | None = None,
     **choices: Unpack[Choices],
 ) -> Settings:
     """Resolve what was asked against this machine.
 
     in_memory: the data set is held in memory and small, so that loader processes would cost more
-    than they save. num_ranks_here: processes of the run that share this machine's cores.
+    than they save. cores: this process's own, where others of its run share the machine; None for
+    all that it may use.
 
     Raises UserError for a device that is not here and for values outside the lists.
     """
@@ -166,7 +171,7 @@ def make_settings(
             kind == "cuda", chosen["micro_batch"], chosen["activation_checkpointing"]
         )
     use_device(device)  # what names none means this one, the question for bf16 included
-    num_auto = _auto_workers(kind != "cpu", in_memory, num_ranks_here)
+    num_auto = _auto_workers(kind != "cpu", in_memory, cores or num_cores())
     return Settings(
         device=device,
         precision=_resolve_precision(precision, kind),
@@ -201,6 +206,7 @@ def _chosen(choices: Mapping[str, Any]) -> dict[str, Any]:
             "debug=nan: looks at every layer, which compile=1 and cuda_graphs=1 join into one; use"
             " it without them"
         )
+    check_numa(chosen["numa"])
     chosen["trackers"] = trackers_of(choices.get("track", ""))
     chosen["test_px"] = sizes_of(choices.get("test_px", ""))
     counts = ("eval_every", "eval_batch", "log_every")
@@ -292,11 +298,10 @@ def _resolve_precision(precision: str, kind: str) -> str:
     return precision
 
 
-def _auto_workers(has_accelerator: bool, in_memory: bool, num_ranks_here: int) -> int:
+def _auto_workers(has_accelerator: bool, in_memory: bool, cores: int) -> int:
     if in_memory and not has_accelerator:
         return 0
-    num_own = max(1, num_cores() // num_ranks_here)
-    return min(16, num_own) if has_accelerator else max(1, num_own // 2)
+    return min(16, cores) if has_accelerator else max(1, cores // 2)
 
 
 def worker_count(workers: str, auto: int) -> int:
@@ -350,6 +355,11 @@ def check_loader(loader: str) -> None:
         raise UserError(
             f"loader={loader}: unknown{did_you_mean(loader, LOADERS)}; valid: {', '.join(LOADERS)}"
         )
+
+
+def check_numa(numa: str) -> None:
+    """Refuse a binding that is not there. Raises UserError."""
+    _check_word("numa", numa, NUMA_BINDINGS)
 
 
 def trackers_of(track: str) -> tuple[str, ...]:

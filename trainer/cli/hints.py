@@ -126,7 +126,26 @@ HINTS = {
     "num_gpus": "gpus={0}",
     "ngpus": "gpus={0}",
     "nproc_per_node": "gpus={0}, or procs={0} on the CPU",
+    "nproc": "gpus={0}, or procs={0} on the CPU",
+    "num_processes": "gpus={0}, or procs={0} on the CPU",
     "world_size": "gpus={0}, or procs={0} on the CPU",
+    "numa_binding": "numa={0}",
+    # of several machines: torchrun's own words
+    **dict.fromkeys(
+        ("nnodes", "num_nodes"),
+        "launch-slurm nodes={0}, or on each machine torchrun --nnodes={0} ... -m trainer train",
+    ),
+    **{
+        word: f"on each machine torchrun --{word.replace('_', '-')}={{0}} ... -m trainer train"
+        for word in (
+            *("node_rank", "master_addr", "master_port"),
+            *("rdzv_backend", "rdzv_endpoint", "rdzv_id", "rdzv_conf"),
+        )
+    },
+    "standalone": "gpus=<number of ranks>: ranks of one machine need nothing more",
+    "max_restarts": "nothing: the same command resumes, and a Slurm job queues itself again",
+    "dist_url": "nothing: gpus= and procs= find a port, torchrun and srun say theirs",
+    "dist_backend": "nothing: NCCL between GPUs, gloo between ranks on the CPU",
     "sync_bn": "nothing: the recipe's batch.norm_images says over how many images statistics go",
     "early_stopping": 'set="early_stopping.patience_epochs=10"',
     "patience": 'set="early_stopping.patience_epochs=10"',

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from trainer.base.memory import importing
+from trainer.base.settings import check_numa
 from trainer.base.signals import StopRequest
 from trainer.cli import options
 from trainer.cli.options import app, user_errors, with_runs
@@ -55,6 +56,7 @@ def lr_find(
     again: options.AgainFlag = False,
     gpus: options.Gpus = None,
     procs: options.Procs = None,
+    numa: options.Numa = "off",
 ) -> None:
     """Find the learning rate by a LR finder run along the recipe's own training path; or any other
     number of the recipe, with --ramp.
@@ -62,10 +64,12 @@ def lr_find(
     with (
         StopRequest() as stop
     ):  # signals count from here on; the import below takes seconds (torch)
+        check_numa(numa)
         with importing():
             from trainer.cli.lr_find_ranks import find_on_ranks  # torch takes seconds
 
         machine = {"precision": precision, "workers": workers, "runs": runs, "results": results}
+        machine["numa"] = numa
         request = ramp, low, high, steps, seeds, curve
         asked = recipe, model, data, data_dir, with_runs(set_, runs), weights, again
         code = find_on_ranks(asked, request, device, machine, gpus, procs, stop)

@@ -16,6 +16,7 @@ from trainer.data.workers import Watch
 from trainer.distributed.communicator import Ranks, meet
 from trainer.distributed.env import find_place, rank_device
 from trainer.distributed.launch import asked_ranks, check_gpus, launch
+from trainer.distributed.numa import asked_binding
 from trainer.lr_finder import output
 from trainer.lr_finder.api import Request, run, set_up
 from trainer.lr_finder.baseline import check_hold_out
@@ -50,17 +51,14 @@ def find_on_ranks(
     job = Job(recipe, model, data, data_dir, 0, overrides, again=again, weights=given)
     place = find_place(os.environ)
     num_ranks = asked_ranks(gpus, procs, device, place)
+    numa = asked_binding(machine["numa"], gpus, place, os.environ)
     if place is None and num_ranks > 1:
         check_gpus(gpus)
         plan_of(dataclasses.replace(job, world_size=num_ranks), check_hold_out)
-        return launch(num_ranks, sys.argv[1:], stop)
+        return launch(num_ranks, sys.argv[1:], stop, numa)
     device = rank_device("cpu" if procs else "cuda" if gpus and device == "auto" else device, place)
     with meet(place, device, say, stop.check) as ranks:
-        machine = {
-            **machine,
-            "device": device,
-            "num_ranks_here": place.local_world_size if place else 1,
-        }
+        machine = {**machine, "device": device, "cores": ranks.cores, "numa": numa}
         return _find(
             dataclasses.replace(job, world_size=ranks.world_size),
             Request(*request),

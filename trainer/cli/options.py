@@ -118,6 +118,13 @@ AgainFlag = Annotated[
 ]
 Gpus = Annotated[int | None, typer.Option(min=1, help="Number of ranks, one GPU each.")]
 Procs = Annotated[int | None, typer.Option(min=1, help="Number of ranks on the CPU.")]
+Numa = Annotated[
+    str,
+    typer.Option(
+        help="With --gpus, bind each rank to cores near its GPU, as torchrun does: off, node, "
+        "socket, exclusive or core-complex."
+    ),
+]
 PartOf = Annotated[
     str | None, typer.Option(hidden=True, help="For the row: the ablation or cell of this run.")
 ]

@@ -16,6 +16,7 @@ from trainer.base.settings import make_settings
 from trainer.base.terminal import open_terminal
 from trainer.cli.options import with_runs
 from trainer.distributed.launch import slurm_job
+from trainer.distributed.numa import refuse_under_srun
 from trainer.models.build import check_model_name
 from trainer.models.trained import given_weights
 from trainer.runs import rescore, summary
@@ -121,6 +122,7 @@ def write_job_file(
 
     Raises UserError.
     """
+    refuse_under_srun(options["numa"])
     fields = ("recipe", "model", "data", "data_dir", "seed", "bad_images", "again")
     job = Job(
         **{name: options[name] for name in fields},

@@ -48,6 +48,7 @@ def train(
     cell: options.PartOf = None,
     gpus: options.Gpus = None,
     procs: options.Procs = None,
+    numa: options.Numa = "off",
     micro_batch: options.MicroBatchMode = "recipe",
     activation_checkpointing: options.Checkpointing = 0,
     compile: options.Compile = 0,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ class LostRanks(RuntimeError):
 @dataclass(frozen=True)
 class Ranks:
     """This process among the world_size ranks of a run; local_rank: among those of its machine.
+    cores: its own share of that machine's; None for all that it may use.
 
     Results over all ranks are the same on each of them, bit for bit. group: torch's name for some
     of a run's ranks, see `groups_of`; None for all.
@@ -44,6 +46,7 @@ class Ranks:
     world_size: int = 1
     local_rank: int = 0
     group: dist.ProcessGroup | None = None
+    cores: int | None = None
 
     @property
     def is_alone(self) -> bool:
@@ -212,7 +215,9 @@ def meet(
         if place.rank == 0:
             rendezvous.log_table(log)
         _join(place, device, rendezvous)
-        ranks = Ranks(place.rank, place.world_size, place.local_rank)
+        cores = rendezvous.num_own_cores()
+        _use_threads(cores)
+        ranks = Ranks(place.rank, place.world_size, place.local_rank, cores=cores)
         yield ranks
         # nobody leaves while another still writes: what starts the ranks ends all with the first
         ranks.barrier()
@@ -226,6 +231,12 @@ def meet(
         raise
     finally:
         rendezvous.close()
+
+
+def _use_threads(cores: int) -> None:
+    """No more of torch's threads than this rank has cores, unless the user has set their number."""
+    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > cores:
+        torch.set_num_threads(cores)
 
 
 def _open_store(place: Place, serves: bool) -> dist.Store:

@@ -18,18 +18,21 @@ import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.distributed.elastic.agent.server.api import WorkerSpec
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.rendezvous import RendezvousParameters, registry
+from torch.numa.binding import NumaOptions
 
 from trainer.base.cores import num_cores
 from trainer.base.errors import UserError
 from trainer.base.exits import EXIT_FAILED, EXIT_STOPPED
 from trainer.base.signals import SIGNALS, Action, StopRequest, handle_signals
 from trainer.distributed.env import Place
+from trainer.distributed.numa import VARIABLE, binding_options, refused
 
 _POLL_S = 0.1
 _PR_SET_PDEATHSIG = 1
@@ -88,24 +91,29 @@ def check_gpus(gpus: int | None) -> None:
             raise UserError(f"gpus={gpus}: torch sees {found} GPUs here; use {remedy}")
 
 
-def launch(num_ranks: int, argv: Sequence[str], stop: StopRequest) -> int:
+def launch(num_ranks: int, argv: Sequence[str], stop: StopRequest, numa: str = "off") -> int:
     """Start `python -m trainer` with these arguments once for each rank, and wait for all;
-    returns the run's exit code.
+    returns the run's exit code. numa: how each is bound to the cores near its GPU.
 
     A signal to this process is passed on to every rank: they save and end together, with 75; where
     one has come before there are any, none is started. Where a rank fails, the code is the first
     one's, and the others are ended.
+
+    Raises UserError where they cannot be bound.
     """
+    binding = binding_options(numa, num_ranks, lambda line: print(line, flush=True))
     # the launcher's report of a rank's end: the rank's own is better
     logging.disable(logging.ERROR)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // num_ranks)))
+    os.environ[VARIABLE] = numa if binding else "off"
+    if binding is None:  # else each rank knows better which cores are its own
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // num_ranks)))
     # a rank's end makes the others' sockets warn
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if sys.platform.startswith("linux"):
         # all are here, whatever the machine's name resolves to
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     with tempfile.TemporaryDirectory(prefix="rsb-ranks-") as folder:
-        running = _Running(_agent(num_ranks, argv, folder))
+        running = _Running(_agent(num_ranks, argv, folder, binding))
         with _Forwarding(running) as forwarding:
             if stop.is_requested:  # what comes from here on is kept for the ranks
                 print(
@@ -119,7 +127,7 @@ def launch(num_ranks: int, argv: Sequence[str], stop: StopRequest) -> int:
                 running.join(_POLL_S)
                 forwarding.pass_on()
     if running.error is not None:
-        raise running.error
+        raise refused(running.error, numa)
     return exit_code(running.failures, bool(forwarding.seen))
 
 
@@ -200,10 +208,11 @@ class _Forwarding:
             self._num_sent += 1
 
 
-def _agent(num_ranks: int, argv: Sequence[str], folder: str):
+def _agent(num_ranks: int, argv: Sequence[str], folder: str, binding: NumaOptions | None):
     """torchrun's launcher for one machine: what `torchrun --standalone --max-restarts 0` makes."""
     number = uuid.uuid4().hex
     here = "localhost"
+    options: dict[str, Any] = {"numa_options": binding} if binding else {}
 
     parameters = RendezvousParameters(
         "c10d", f"{here}:0", number, min_nodes=1, max_nodes=1, local_addr=here
@@ -221,6 +230,7 @@ def _agent(num_ranks: int, argv: Sequence[str], folder: str):
         max_restarts=0,
         monitor_interval=_POLL_S,
         local_addr=here,
+        **options,
     )
     return agent_class(LocalElasticAgent)(spec, logs_specs=DefaultLogsSpecs(log_dir=folder))
 

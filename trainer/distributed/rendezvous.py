@@ -14,8 +14,10 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from trainer.base.cores import cores_each, own_cores
 from trainer.base.errors import UserError, printable
 from trainer.base.exits import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER
+from trainer.base.numa import list_of, numbers_of
 from trainer.base.signals import Stopped, StoppedAlone
 from trainer.distributed.env import Place
 
@@ -35,9 +37,9 @@ class MissingRank(Exception):
 class Rendezvous:
     """One rank's side of the rendezvous, a key-value store that all ranks see.
 
-    rank/R: host, process and device of rank R. beat/R: R's heartbeat, a count that grows while it
-    lives. failed: who failed first, and with what exit code; never written twice. heard/R: rank R
-    has read it.
+    rank/R: host, process, device and cores of rank R. beat/R: R's heartbeat, a count that grows
+    while it lives. failed: who failed first, and with what exit code; never written twice. heard/R:
+    rank R has read it.
 
     open_store: connects to the place's port, or keeps it: (place, does it keep it) -> store.
     """
@@ -74,9 +76,8 @@ class Rendezvous:
 
     def _await_others(self, check: Callable[[], None]) -> None:
         self._store = self.connect(self.place.serves, check)
-        self.store.set(
-            f"rank/{self.place.rank}", json.dumps([socket.gethostname(), os.getpid(), self.device])
-        )
+        mine = [socket.gethostname(), os.getpid(), self.device, list_of(own_cores())]
+        self.store.set(f"rank/{self.place.rank}", json.dumps(mine))
         names = [f"rank/{rank}" for rank in range(self.place.world_size)]
         until_s = time.monotonic() + COME_S
         while not self.store.check(names):
@@ -112,9 +113,16 @@ class Rendezvous:
 
     def log_table(self, log: Callable[[str], None]) -> None:
         """One line for each rank."""
-        width = max(len(host) for host, _, _ in self.table)
-        for rank, (host, process, device) in enumerate(self.table):
-            log(f"rank {rank:>3}  {host:<{width}}  process {process:>7}  {device}")
+        width = max(len(host) for host, *_ in self.table)
+        for rank, (host, process, device, cores) in enumerate(self.table):
+            log(f"rank {rank:>3}  {host:<{width}}  process {process:>7}  {device}  cores {cores}")
+
+    def num_own_cores(self) -> int:
+        """This rank's own share of the cores that it may run on: see `cores_each`."""
+        host = self.table[self.place.rank][0]
+        here = [rank for rank, (other, *_) in enumerate(self.table) if other == host]
+        affinities = [numbers_of(self.table[rank][3]) for rank in here]
+        return cores_each(affinities, here.index(self.place.rank))
 
     def failure(self) -> dict | None:
         """Who failed first, if anyone has."""
@@ -227,7 +235,7 @@ class Rendezvous:
             if rank is None:
                 _print_error(f"rank {self.place.rank}: the others no longer answer ({reason})")
             else:
-                host, process, _ = self.table[rank]
+                host, process, *_ = self.table[rank]
                 _print_error(
                     f"rank {rank} (process {process} on {host}) no longer answers: it was killed,"
                     " or its machine is gone; rerun the same command to resume from the last"

@@ -39,6 +39,10 @@ def versions_text(row: Row) -> str:
     return ", ".join(f"{name} {version}" for name, version in row.versions.items())
 
 
+def _bound(row: Row) -> str:
+    return "" if row.numa == "off" else f", bound by numa={row.numa}"
+
+
 def _commit(row: Row) -> str:
     commit = row.commit[:12] if row.commit else "unknown"
     return f"{commit}, with uncommitted changes" if row.dirty else commit
@@ -59,7 +63,7 @@ ROW_FACTS: dict[str, Callable[[Row], str]] = {
     "precision": lambda row: row.precision,
     "threads": lambda row: f"{row.num_threads}",
     "loader": lambda row: f"{row.loader}, {counted(row.num_workers, 'worker')}",
-    "ranks": lambda row: f"{row.world_size}",
+    "ranks": lambda row: f"{row.world_size}{_bound(row)}",
     "bitwise reproducible": lambda row: "yes" if row.bitwise else "no",
     "images replaced": lambda row: f"{row.num_replaced_images:,}",
     "changed during training": lambda row: "; ".join(row.changes) or "nothing",

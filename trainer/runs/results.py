@@ -121,8 +121,9 @@ class Row(StrictModel):
     where it is no share of the images. best_epoch: whose weights are kept beside the last ones
     (keep=best); chosen on val, so that epoch's score is no result. test_sizes: scores at further
     image sizes (test_px=), beside the result and no part of it. eval_batch: images at once in an
-    evaluation. stop_if: what would have ended the run early (off_track), so that its score is of a
-    run that was not. weights_sha256: of the scored weights, see `weights_digest`. parent: the run
+    evaluation. numa: how each rank was bound to the cores near its GPU, by our launcher. stop_if:
+    what would have ended the run early (off_track), so that its score is of a run that was not.
+    weights_sha256: of the scored weights, see `weights_digest`. parent: the run
     whose weights it started from (weights=<run>), parent_sha256: the digest of its last weights, if
     it were those. teacher: the model whose answers it learned (distill), teacher_sha256: of the
     file of its weights, teacher_run: the run that they are of, if they are one's.
@@ -181,6 +182,7 @@ class Row(StrictModel):
     num_workers: Count
     num_threads: Annotated[Count, Field(ge=1, le=4096)]
     world_size: Annotated[Count, Field(ge=1)]
+    numa: Text = "off"
     bitwise: bool
     changes: tuple[Text, ...] = ()
     curves_incomplete: bool = False

@@ -132,6 +132,7 @@ def _machine(plan: Plan, settings: Settings, data, progress) -> dict[str, Any]:
         "num_workers": settings.num_workers,
         "num_threads": settings.num_threads,
         "world_size": plan.world_size,
+        "numa": settings.numa,
         "bitwise": settings.is_bitwise and not progress.changes,
         "changes": tuple(progress.changes),
         "injected": tuple(progress.injected),

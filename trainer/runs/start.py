@@ -19,8 +19,9 @@ from trainer.data.dataset import OpenedData, open_data
 from trainer.data.datasets.beton import chosen_loader
 from trainer.data.profile import data_folder
 from trainer.distributed.communicator import Ranks, meet
-from trainer.distributed.env import Place, find_place, rank_device
+from trainer.distributed.env import find_place, rank_device
 from trainer.distributed.launch import asked_ranks, check_gpus, launch, stop_with_launcher
+from trainer.distributed.numa import asked_binding
 from trainer.models.build import check_model_name
 from trainer.recipe.plan import Plan, check_settings
 from trainer.runs import summary as show
@@ -48,14 +49,16 @@ def train_job(
     """
     place = find_place(os.environ)
     num_ranks = asked_ranks(gpus, procs, device, place)
+    numa = asked_binding(machine.get("numa", "off"), gpus, place, os.environ)
     if place is None and num_ranks > 1:
-        return _launched(job, num_ranks, gpus, stop)
+        return _launched(job, num_ranks, gpus, numa, stop)
+    machine = machine | {"numa": numa}
     if place is not None:
         stop_with_launcher()
     device = rank_device("cpu" if procs else "cuda" if gpus and device == "auto" else device, place)
     with meet(place, device, say, stop.check) as ranks:
         try:
-            return train_rank(job, device, machine, place, ranks, show.console(), stop, faults)[0]
+            return train_rank(job, device, machine, ranks, show.console(), stop, faults)[0]
         except Stopped as signal_name:
             if ranks.is_first:
                 say(
@@ -70,21 +73,20 @@ def say(line: str) -> None:
     print(printable(line), flush=True)
 
 
-def _launched(job: Job, num_ranks: int, gpus: int | None, stop: StopRequest) -> int:
+def _launched(job: Job, num_ranks: int, gpus: int | None, numa: str, stop: StopRequest) -> int:
     """Refuse once, here, what every rank would refuse; then start them with this process's own
     words.
     """
     check_gpus(gpus)
     plan_of(dataclasses.replace(job, world_size=num_ranks))
     check_model_name(job.model)
-    return launch(num_ranks, sys.argv[1:], stop)
+    return launch(num_ranks, sys.argv[1:], stop, numa)
 
 
 def train_rank(
     job: Job,
     device: str,
     machine: dict,
-    place: Place | None,
     ranks: Ranks,
     console: Console,
     stop: StopRequest,
@@ -111,7 +113,7 @@ def train_rank(
         device,
         **machine | {"loader": loader},
         in_memory=opened.train.is_in_memory,
-        num_ranks_here=place.local_world_size if place else 1,
+        cores=ranks.cores,
     )
     if settings.debug and not ranks.is_alone:
         raise UserError("debug=nan: looks at the layers of one rank", "use one: the same samples")

@@ -105,7 +105,8 @@ def plan_in_brief(
     if settings.num_workers:
         workers = counted(settings.num_workers, "worker")
     threads = counted(settings.num_threads, "thread")
-    out.print(f"{settings.device}, {settings.precision}, {threads}, {workers}")
+    bound = "" if settings.numa == "off" else f", ranks bound by numa={settings.numa}"
+    out.print(f"{settings.device}, {settings.precision}, {threads}, {workers}{bound}")
     if not is_tried(settings.device):
         out.print(
             f"note: device={settings.device} is untried: no run of ours has been made on one;"

@@ -28,6 +28,8 @@ from types import ModuleType
 
 from trainer.base.cache import cache_folder, cache_note
 from trainer.base.cores import num_cores
+from trainer.base.devices import pci_address
+from trainer.base.numa import node_names
 from trainer.base.provenance import PACKAGE_ROOT
 
 GOOD, ABSENT, BROKEN = "good", "absent", "broken"
@@ -245,7 +247,9 @@ def cuda(_: Folders) -> list[Finding]:
     built, count = torch.version.cuda, torch.cuda.device_count()
     if torch.cuda.is_available() and count:
         names = ", ".join(sorted({torch.cuda.get_device_name(number) for number in range(count)}))
-        return [Finding("CUDA", f"{built}, {count} x {names}", "a GPU, or none"), *driver]
+        near = " ".join(node_names(map(pci_address, range(count))))
+        found = f"{built}, {count} x {names}" + (f", on NUMA nodes {near}" if near else "")
+        return [Finding("CUDA", found, "a GPU, or none"), *driver]
     why = "torch is built for the CPU" if built is None else f"built for {built}, torch sees no GPU"
     # a driver that torch cannot use: it says why
     remedy = none if version is None else "nvidia-smi" if built else install("torch")
