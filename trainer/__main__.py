@@ -12,6 +12,7 @@ import sys
 import warnings
 from pathlib import Path
 
+from trainer.base.cores import let_threads_sleep
 from trainer.base.disk import why
 from trainer.base.exits import EXIT_UNWRITTEN
 from trainer.base.output import guard_standard_streams
@@ -24,10 +25,11 @@ _LONG = ("train", "ablate", "lr-find", "reproduce")
 def main() -> None:
     """Run one command and end with its exit code.
 
-    The only place that changes anything of the process: standard streams, signal handlers and
-    warning filters.
+    The only place that changes anything of the process: standard streams, signal handlers,
+    warning filters and how threads wait.
     """
     ending = _Ending()
+    let_threads_sleep()
     first = sys.argv[1] if len(sys.argv) > 1 else ""
     is_long = first in _LONG or "=" in first  # recipe=A1 alone trains
     for stream in (sys.stdout, sys.stderr):
