@@ -41,7 +41,7 @@ from trainer.base.json_text import json_of
 from trainer.base.plugins import load_plugins
 from trainer.base.plural import counted
 from trainer.base.scores import score_label
-from trainer.base.settings import machine_of, make_settings
+from trainer.base.settings import make_settings, settings_from_arguments
 from trainer.base.signals import Stopped, StopRequest
 from trainer.base.terminal import Terminal
 from trainer.distributed.communicator import alone
@@ -158,7 +158,7 @@ def train(
 
     Raises UserError for invalid arguments, OSError where the final files cannot be written.
     """
-    machine = machine_of(locals())  # every argument that is a setting, under its name
+    machine = settings_from_arguments(locals())  # every argument that is a setting, under its name
     _load_plugins(plugins)
     with _job(recipe, model, data, data_dir, seed, set, weights, runs, bad_images, again) as job:
         return _trained(job, device, machine, progress)

@@ -10,9 +10,9 @@ from trainer.base.errors import UserError
 from trainer.base.settings import (
     check_loader,
     check_writable,
-    machine_of,
     make_settings,
     num_cores,
+    settings_from_arguments,
     worker_count,
 )
 
@@ -53,7 +53,7 @@ def test_a_calls_arguments_are_settings_by_their_names_and_refused_before_there_
     """Whatever else the call has; switches may be 0 or 1, as the program has them."""
     call = {"recipe": "A3", "device": "tpu", "runs": "r", "track": "tensorboard", "compile": 1}
     call |= {"precision": "float32", "keep_every": 3, "test_px": "64, 96", "loader": "auto"}
-    machine = machine_of(call)
+    machine = settings_from_arguments(call)
     assert "recipe" not in machine and "device" not in machine
     settings = make_settings("cpu", **machine)
     assert settings.compile is True and settings.cuda_graphs is False
@@ -61,7 +61,7 @@ def test_a_calls_arguments_are_settings_by_their_names_and_refused_before_there_
     assert settings.trackers == () and str(settings.runs) == "r"
     for wrong in ({"eval_every": 0}, {"test_px": "big"}, {"debug": "nan"}, {"loader": "dali"}):
         with pytest.raises(UserError, match=f"{next(iter(wrong))}="):
-            machine_of(call | wrong)  # debug=nan beside compile=1
+            settings_from_arguments(call | wrong)  # debug=nan beside compile=1
     with pytest.raises(TypeError, match="no_such"):
         make_settings("cpu", no_such=1)
 

@@ -2,6 +2,9 @@
 
 import dataclasses
 import os
+import signal
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -120,6 +123,27 @@ def test_what_torch_itself_cannot_bind_is_the_users_to_know(monkeypatch):
     said = r"numa=node: torch cannot bind.*numa=off"
     with StopRequest() as stop, pytest.raises(UserError, match=said):
         launch.launch(2, ["--help"], stop, "node")
+
+
+def test_no_rank_stays_where_a_later_one_could_not_be_started(monkeypatch):
+    monkeypatch.setattr(launch.os, "environ", dict(os.environ))
+    monkeypatch.setattr(launch.logging, "disable", lambda level: None)
+    started = []
+
+    class Agent:
+        def run(self):
+            started.append(
+                subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+            )
+            raise OSError("no second one")
+
+        def get_worker_group(self):
+            return SimpleNamespace(workers=[])
+
+    monkeypatch.setattr(launch, "_agent", lambda *given: Agent())
+    with StopRequest() as stop, pytest.raises(OSError, match="no second one"):
+        launch.launch(2, ["--help"], stop)
+    assert started[0].wait(30) == -signal.SIGTERM
 
 
 def test_an_error_that_is_not_of_binding_stays_what_it_is():

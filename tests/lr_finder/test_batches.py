@@ -1,5 +1,7 @@
 """Trials of one seed train on the same images: they are made once, and stay what a run sees."""
 
+import gc
+import os
 from dataclasses import replace
 from itertools import islice
 
@@ -46,17 +48,27 @@ def assert_same(found, wanted):
 @pytest.mark.parametrize("num_kept", [0, 1, 3, 100])
 @pytest.mark.parametrize("num_taken", [1, 2, 5])
 def test_whatever_was_kept_a_trial_sees_what_a_run_does(plan, settings, data, num_kept, num_taken):
-    of_run = list(data.train_stream(plan, settings, 0))
-    assert len(of_run) == 2 * STEPS
-    batch = of_run[0]
-    room = batch.images.nbytes + batch.labels.nbytes + batch.ids.nbytes
-    room += sum(values.nbytes for each in batch.drawn for values in each.values())
+    wanted = prepared(plan, settings, data.train_stream(plan, settings, 0))
+    assert len(wanted) == 2 * STEPS
+    one = next(SeedBatches(settings, data).of(plan))
+    room = sum(part.nbytes for part in one if isinstance(part, torch.Tensor))
+    room += sum(values.nbytes for each in one.drawn for values in each.values())
     batches = SeedBatches(settings, data, most_bytes=num_kept * room)
-    wanted = prepared(plan, settings, of_run)
     # a trial that ends within a step, then one that goes to its end, then it again
     assert_same(prepared(plan, settings, islice(batches.of(plan), num_taken)), wanted[:num_taken])
     for _ in range(2):
         assert_same(prepared(plan, settings, batches.of(plan)), wanted)
+    assert len(batches._kept) == min(num_kept, 2 * STEPS)
+
+
+def test_what_is_kept_holds_no_file_of_a_loader_process(plan, data):
+    """Images of 64 KiB or more come in a file of their own."""
+    settings = make_settings("cpu", workers="1")
+    batches = SeedBatches(settings, data)
+    before = len(os.listdir("/proc/self/fd"))
+    assert len(list(islice(batches.of(plan), 2 * STEPS))) == 2 * STEPS
+    gc.collect()
+    assert len(batches._kept) == 2 * STEPS and len(os.listdir("/proc/self/fd")) == before
 
 
 def test_images_are_read_once_for_all_trials_of_a_seed(plan, settings, data, monkeypatch):

@@ -20,7 +20,7 @@ from trainer.data.dataset import open_data
 from trainer.engine.state import TrainingState
 from trainer.engine.train import optimizer_step
 from trainer.lr_finder.api import trial_plan
-from trainer.lr_finder.baseline import hold_out
+from trainer.lr_finder.baseline import HeldOut, hold_out
 from trainer.lr_finder.ramp import RATE, find_scalar, without_schedule
 from trainer.lr_finder.trial import MOST_SKIPPED, TrialFolder, TrialLog, Trials, _Record, untouched
 
@@ -82,6 +82,23 @@ def test_each_seed_has_weights_and_an_order_of_its_own_and_repeats_itself(one):
     first, second = one(0, VALUES, "ramp"), one(1, VALUES, "ramp")
     assert first.losses[0] != second.losses[0] and first.start_loss != second.start_loss
     assert trials()(0, VALUES, "ramp").losses.tolist() == first.losses.tolist()
+
+
+def test_the_first_weights_are_measured_once_unless_the_model_is_another(monkeypatch):
+    measured = []
+    loss = HeldOut.loss
+
+    def counted(self, model):
+        measured.append(loss(self, model))
+        return measured[-1]
+
+    monkeypatch.setattr(HeldOut, "loss", counted)
+    found = trials()
+    starts = [found(0, VALUES[:2] * factor, "probe").start_loss for factor in (1, 2)]
+    assert len(measured) == 3 and starts == [measured[0]] * 2  # of each trial's end one more
+    found = trials("drop_path=0.05", scalar="drop_path")
+    found(0, np.array([0.1, 0.2]), "probe"), found(0, np.array([0.2, 0.3]), "probe")
+    assert len(measured) == 3 + 4
 
 
 def test_the_slice_is_measured_after_the_last_step_and_in_a_ramp_along_the_way(one):

@@ -7,8 +7,8 @@ import os
 from collections.abc import Iterator, MutableMapping, Sequence
 from pathlib import Path
 
-# turns of a loop in which a thread of OpenMP waits before it sleeps; libgomp's own are 300,000 where
-# there is a core for each thread, and these where there is none
+# turns of a loop in which a thread of OpenMP waits before it sleeps; libgomp's own are 300,000
+# where there is a core for each thread, and these where there is none
 _SPINS = 1000
 
 
@@ -22,12 +22,12 @@ def num_cores() -> int:
 
 
 def let_threads_sleep(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Let torch's threads sleep after a short wait for each other, unless the user has said how they
-    wait. To be called before torch is imported; no result changes.
+    """Let torch's threads sleep after a short wait for each other, unless the user has said how
+    they wait. To be called before torch is imported; no result changes.
 
     Else a thread that has nothing to do keeps its core while another process, such as a loader's,
-    would need it: beside one other program a step of ResNet-18 then takes several times as long, and
-    alone as long as before (two cores, 32 px).
+    would need it: beside other programs a step of ResNet-18 takes six times as long (two cores,
+    32 px).
 
     Source: GOMP_SPINCOUNT in the manual of GNU libgomp.
     """

@@ -95,7 +95,7 @@ class Settings:
         return self.device == "cpu"
 
 
-class Choices(TypedDict, total=False):
+class SettingsOptions(TypedDict, total=False):
     """What make_settings takes beside where a run runs, as a user writes it; what is left out
     stands as in Settings.
     """
@@ -131,13 +131,13 @@ _FIELDS = {
 }
 
 
-def machine_of(given: Mapping[str, Any]) -> dict[str, Any]:
+def settings_from_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
     """Those of a call's arguments that make_settings takes, but for the device.
 
     Raises UserError for what could be no setting on any machine.
     """
-    choices = {name: given[name] for name in Choices.__annotations__ if name in given}
-    _chosen(choices)
+    choices = {name: given[name] for name in SettingsOptions.__annotations__ if name in given}
+    _resolved(choices)
     names = "precision", "workers", "runs", "results", "checkpoint_s"
     return {name: given[name] for name in names if name in given} | choices
 
@@ -151,7 +151,7 @@ def make_settings(
     checkpoint_s: float = 60.0,
     in_memory: bool = False,
     cores: int | None = None,
-    **choices: Unpack[Choices],
+    **choices: Unpack[SettingsOptions],
 ) -> Settings:
     """Resolve what was asked against this machine.
 
@@ -163,7 +163,7 @@ def make_settings(
     """
     import torch  # seconds, which commands that only check their options need not wait for
 
-    chosen = _chosen(choices)
+    chosen = _resolved(choices)
     device = resolve_device(device)
     kind = kind_of(device)
     if chosen["cuda_graphs"]:
@@ -185,8 +185,8 @@ def make_settings(
     )
 
 
-def _chosen(choices: Mapping[str, Any]) -> dict[str, Any]:
-    """Choices by the names of Settings' fields, those that were left out too.
+def _resolved(choices: Mapping[str, Any]) -> dict[str, Any]:
+    """SettingsOptions by the names of Settings' fields, those that were left out too.
 
     Raises UserError for a value in none of the lists above or below 1, a tracker that is not
     installed, and two that exclude each other.

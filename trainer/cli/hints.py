@@ -129,14 +129,14 @@ HINTS = {
     "nproc": "gpus={0}, or procs={0} on the CPU",
     "num_processes": "gpus={0}, or procs={0} on the CPU",
     "world_size": "gpus={0}, or procs={0} on the CPU",
-    "numa_binding": "numa={0}",
+    "numa_binding": "numa={0} (train, lr-find)",
     # of several machines: torchrun's own words
     **dict.fromkeys(
         ("nnodes", "num_nodes"),
-        "launch-slurm nodes={0}, or on each machine torchrun --nnodes={0} ... -m trainer train",
+        "launch-slurm nodes={0}, or on each machine torchrun --nnodes={0} ... -m trainer <command>",
     ),
     **{
-        word: f"on each machine torchrun --{word.replace('_', '-')}={{0}} ... -m trainer train"
+        word: f"on each machine torchrun --{word.replace('_', '-')}={{0}} ... -m trainer <command>"
         for word in (
             *("node_rank", "master_addr", "master_port"),
             *("rdzv_backend", "rdzv_endpoint", "rdzv_id", "rdzv_conf"),
@@ -312,7 +312,7 @@ def main(words: Sequence[str]) -> int:
     """What make asks: nothing for the help of all targets, `--of` and a target for its own, or the
     target that it does not have; then all that it has. Gives the exit code.
     """
-    if not words:
+    if not words or words[:2] == ["--of", ""]:
         print(HELP)
         return 0
     target, *targets = words[1:] if words[0] == "--of" else words

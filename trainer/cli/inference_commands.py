@@ -221,7 +221,7 @@ def evaluate(
     facts = [
         ("model", shown),
         ("weights", classifier.weights_sha256),
-        ("images", data or "the run's validation images"),
+        ("images", Path(data).name if data else "the run's validation images"),
     ]
     if among is not None:
         facts.append(("answers", f"only the {len(among)} classes that have images"))

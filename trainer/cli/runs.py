@@ -10,7 +10,7 @@ import typer
 from trainer.base.errors import printable
 from trainer.base.memory import importing
 from trainer.base.plugins import load_plugins
-from trainer.base.settings import machine_of
+from trainer.base.settings import settings_from_arguments
 from trainer.base.signals import StopRequest
 from trainer.cli import options
 from trainer.cli.options import app, user_errors, with_runs
@@ -73,7 +73,7 @@ def train(
     """
     options_given = locals()  # those that are settings are not named again below
     with StopRequest() as stop:  # before the imports, which take seconds
-        machine = machine_of(options_given)
+        machine = settings_from_arguments(options_given)
         commands = _commands()
         overrides, given = with_runs(set_, runs), commands.given_weights(weights, model, runs)
         asked = recipe, model, data, data_dir, seed, overrides, bad_images, again, ablation, cell

@@ -112,6 +112,7 @@ def launch(num_ranks: int, argv: Sequence[str], stop: StopRequest, numa: str = "
     if sys.platform.startswith("linux"):
         # all are here, whatever the machine's name resolves to
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    before = _children()
     with tempfile.TemporaryDirectory(prefix="rsb-ranks-") as folder:
         running = _Running(_agent(num_ranks, argv, folder, binding))
         with _Forwarding(running) as forwarding:
@@ -127,8 +128,20 @@ def launch(num_ranks: int, argv: Sequence[str], stop: StopRequest, numa: str = "
                 running.join(_POLL_S)
                 forwarding.pass_on()
     if running.error is not None:
+        for number in _children() - before:  # ranks before the one that could not be started
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(number, signal.SIGTERM)
         raise refused(running.error, numa)
     return exit_code(running.failures, bool(forwarding.seen))
+
+
+def _children() -> set[int]:
+    """The processes that this one has started, where Linux lists them."""
+    found: set[int] = set()
+    for listed in Path("/proc/self/task").glob("*/children"):
+        with contextlib.suppress(FileNotFoundError):  # a thread that has ended
+            found |= {int(number) for number in listed.read_text().split()}
+    return found
 
 
 def exit_code(failures: Mapping, is_asked_to_stop: bool) -> int:

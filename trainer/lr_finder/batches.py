@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
+
+import torch
 
 from trainer.base.settings import Settings
 from trainer.data.dataset import OpenedData
@@ -17,10 +20,11 @@ MOST_BYTES = 512 * 1024**2
 
 
 class SeedBatches:
-    """The micro-batches of one seed's steps, read and decoded once for all trials of that seed, on
-    the CPU augmented too: trials differ in their values, not in their images.
+    """The micro-batches of one seed's steps, read and decoded once for the trials of that seed that
+    follow each other, on the CPU augmented too: they differ in their values, not in their images.
 
-    The first most_bytes of them are kept; what comes later is made anew by each trial.
+    The first most_bytes of them are kept, in the host's memory; what comes later is made anew by
+    each trial.
     """
 
     def __init__(
@@ -65,10 +69,24 @@ class SeedBatches:
                 continue
             self._room -= _num_bytes(batch)
             if self._room >= 0:
-                self._kept.append(batch)
+                self._kept.append(_copied(batch))
             yield batch
+
+
+def _copied(batch: MicroBatch) -> MicroBatch:
+    """The same in the host's memory, and its own: what a loader process has sent holds an open
+    file, and a part its whole step.
+    """
+    tensors: dict[str, Any] = {
+        name: part.to("cpu", copy=True)
+        for name, part in batch._asdict().items()
+        if isinstance(part, torch.Tensor)
+    }
+    drawn = tuple({name: each.clone() for name, each in one.items()} for one in batch.drawn)
+    return batch._replace(**tensors, drawn=drawn)
 
 
 def _num_bytes(batch: MicroBatch) -> int:
     drawn = [values for each in batch.drawn for values in each.values()]
-    return sum(tensor.nbytes for tensor in (batch.images, batch.labels, batch.ids, *drawn))
+    tensors = [part for part in batch if isinstance(part, torch.Tensor)]
+    return sum(tensor.nbytes for tensor in (*tensors, *drawn))

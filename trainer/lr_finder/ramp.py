@@ -60,6 +60,11 @@ class Scalar:
         return self.label == RATE
 
     @property
+    def is_of_model(self) -> bool:
+        """Is a model with another value built anew, with first weights of its own?"""
+        return self.section in ("model", "drop_path")
+
+    @property
     def section(self) -> str:
         """The recipe's key that it stands under, or itself."""
         return self.label.partition(".")[0]
@@ -220,7 +225,7 @@ def check_effect(plan: Plan, scalar: Scalar, low: float, high: float) -> None:
     Raises RampError.
     """
     is_clipping = scalar.label.startswith("optimizer.clip_")
-    if is_clipping or scalar.section not in ("optimizer", "model", "drop_path"):
+    if is_clipping or not (scalar.section == "optimizer" or scalar.is_of_model):
         return
     rate = plan.recipe.lr.peak
     with torch.random.fork_rng(devices=[]):
@@ -293,7 +298,7 @@ class HyperparameterSetter:
         stands for.
         """
         self.state.plan = self.scalar.plan_at(self.plan, value, rate)
-        if self.scalar.section in ("model", "drop_path"):
+        if self.scalar.is_of_model:
             self._rebuild()
         if self.scalar.is_rate or self.scalar.section == "optimizer":
             self._renew(peak)

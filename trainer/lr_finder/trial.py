@@ -221,7 +221,7 @@ class Trials:
         """The slice's loss before the first step: of the same weights in all trials of a seed,
         unless the scalar is one of the model.
         """
-        if seed not in self._start_losses or self.scalar.section in ("model", "drop_path"):
+        if seed not in self._start_losses or self.scalar.is_of_model:
             self._start_losses[seed] = self.held_out.loss(state.model)
         return self._start_losses[seed]
 
