@@ -215,6 +215,9 @@ def test_eval_scores_timm_weights_and_makes_a_page(tmp_path, photos, weights):
         "index.html", "per_class.csv", "confusion.csv", "confusion.png", "calibration.png"
     }  # fmt: skip
     text = (tmp_path / "page" / "index.html").read_text()
+    refused = rsb(*words, "--page", tmp_path / "page")
+    assert refused.exit_code == 2 and "again=1" in refused.output
+    assert (tmp_path / "page" / "index.html").read_text() == text
     assert re.search(r"<br>n\d+/\d\.png<", text) and str(photos) not in text
     rows = (tmp_path / "page" / "per_class.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows[1:]] == [

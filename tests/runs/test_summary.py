@@ -17,7 +17,7 @@ from trainer.data.profile import majority_pct
 from trainer.models.trained import given_weights
 from trainer.runs import summary
 from trainer.runs.job import Job, plan_of
-from trainer.runs.plan_notes import few_steps_note, scaling_note
+from trainer.runs.plan_notes import busy_note, few_steps_note, scaling_note, warmup_note
 from trainer.tasks import task_of
 
 PRETRAINED = f"epochs=1 model.pretrained={{file: a.safetensors, sha256: {'a' * 64}}}"
@@ -134,6 +134,29 @@ def test_a_run_too_short_to_learn_is_noted_from_weights_too(
     out = Console(file=io.StringIO(), width=300)
     asked = Job("finetune-sgd", "test_resnet", overrides=words, weights=given)
     few_steps_note(out, plan_of(asked))
+    assert bool(out.file.getvalue()) == is_noted
+
+
+@pytest.mark.parametrize(
+    ("overrides", "is_noted"),
+    [("epochs=6", True), ("epochs=6 lr.warmup_epochs=1", False), ("epochs=20", False), ("", False)],
+)
+def test_a_shorter_run_that_is_mostly_warm_up_is_noted_with_what_shortens_it(overrides, is_noted):
+    job = Job("A3", "resnet18", data="imagenet-1k", overrides=overrides)
+    out = Console(file=io.StringIO(), width=300)
+    warmup_note(out, plan_of(job))
+    said = out.file.getvalue()
+    assert bool(said) == is_noted
+    if is_noted:  # what it says can be typed, and is enough
+        mended = dataclasses.replace(job, overrides=said.partition('set="')[2].partition('"')[0])
+        plan = plan_of(mended)
+        assert plan.recipe.epochs == 6 and 0 < plan.num_warmup_steps < plan.num_steps / 3
+
+
+@pytest.mark.parametrize(("load", "is_noted"), [(None, False), (0.2, False), (2.0, True)])
+def test_a_busy_machine_is_noted(load, is_noted):
+    out = Console(file=io.StringIO(), width=300)
+    busy_note(out, load)
     assert bool(out.file.getvalue()) == is_noted
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 # turns of a loop in which a thread of OpenMP waits before it sleeps; libgomp's own are 300,000
 # where there is a core for each thread, and these where there is none
 _SPINS = 1000
+# processes a core, of others: with this one's, more than one from here on
+BUSY_LOAD = 0.75
 
 
 def num_cores() -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from trainer.base.commands import installed_program
 from trainer.base.errors import UserError
 from trainer.base.settings import Settings, make_settings
 from trainer.cli.inference_commands import Asked, num_classes_of
@@ -87,7 +88,8 @@ def export(
         _count_rights(classifier, form, out, photos, calibrated_on, settings)
     console.print(f"model  {out / form.file}", markup=False)
     if (out / SCRIPT).exists():
-        console.print(f"use  python {out / SCRIPT} <photo>", markup=False)
+        python = installed_program("python") or "python"
+        console.print(f"use  {python} {out / SCRIPT} <photo>", markup=False)
     return True
 
 

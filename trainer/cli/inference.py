@@ -129,6 +129,7 @@ def evaluate(
     data_dir: options.DataDir = None,
     runs: options.Runs = Path("runs"),
     results: options.Results = Path("results"),
+    again: Annotated[bool, typer.Option(help="Overwrite a page.")] = False,
 ) -> None:
     """Evaluate a model. A run alone: its exported model again on its own images; exit 1 where the
     score is not the row's (on a GPU or in another precision one image in a thousand may differ).
@@ -149,9 +150,9 @@ def evaluate(
         if not is_otherwise:
             if not run:
                 raise UserError("run=: not given", "use run=<a run>, or model= weights= and data=")
-            from trainer.cli.run_commands import evaluate as again
+            from trainer.cli.run_commands import evaluate as evaluate_again
 
-            is_same = again(run, device, precision, workers, data_dir, runs, results)
+            is_same = evaluate_again(run, device, precision, workers, data_dir, runs, results)
             raise typer.Exit(0 if is_same else 1)
         commands = _commands()
         commands.evaluate(
@@ -164,5 +165,6 @@ def evaluate(
             flip,
             batch,
             commands.make_settings(device, precision, workers),
+            again,
             stop.check,
         )

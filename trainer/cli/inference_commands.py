@@ -188,11 +188,14 @@ def evaluate(
     with_mirrored: bool,
     batch_images: int,
     settings: Settings,
+    again: bool,
     check: Callable[[], None],
 ) -> None:
     """Score a model at each size, by ReaL's labels too where they are given, and write the page of
     the last one. Raises UserError.
     """
+    if page is not None and (page / "index.html").exists() and not again:
+        raise UserError(f"{page}: holds a page already", "use again=1, or page=<another folder>")
     out, real_labels = summary.console(), read_real(real) if real else None
     for classifier, folder in models:
         batches, pictures, labels = _labelled(

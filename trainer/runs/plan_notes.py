@@ -7,6 +7,7 @@ import json
 from rich.console import Console
 
 from trainer.base.commands import command
+from trainer.base.cores import BUSY_LOAD
 from trainer.base.plural import counted
 from trainer.components.pixels.channels import channel_notes
 from trainer.recipe.adapt import images_of_rate, rates_by_rule
@@ -16,6 +17,7 @@ from trainer.recipe.plan import Plan
 # (momentum 0.1) is still their initial value. A1 and A3 on the digits: chance after 44 steps that
 # are worth 1, 47 and 30 % after 88 that are worth 23.
 FEWEST_FULL_STEPS = 10
+_MUCH_WARMUP = 1 / 3  # of a run
 
 
 def weights_note(out: Console, plan: Plan) -> None:
@@ -44,14 +46,37 @@ def normalization_note(out: Console, plan: Plan) -> None:
 
 
 def warmup_note(out: Console, plan: Plan) -> None:
-    """Where nothing is left of the run after its warm-up, the recipe's rate is never reached."""
+    """Where nothing is left of the run after its warm-up, the recipe's rate is never reached; where
+    epochs= has shortened the run alone, most of it may be warm-up.
+    """
+    lr, shorter = plan.recipe.lr, _shortened(plan)
+    length = "warmup_epochs" if lr.warmup_steps is None else "warmup_steps"
     if plan.num_warmup_steps >= plan.num_steps:
-        length = "warmup_epochs" if plan.recipe.lr.warmup_steps is None else "warmup_steps"
         line = (
             f'note: the whole run is warm-up; set="lr.{length}=null lr.warmup_from=null" leaves'
             " it out"
         )
-        out.print(line, style="yellow", markup=False)
+    elif shorter is not None and plan.num_warmup_steps > _MUCH_WARMUP * plan.num_steps:
+        share = plan.num_warmup_steps / plan.num_steps
+        count = max(1, round(getattr(lr, length) * shorter))
+        line = (
+            f"note: {share:.0%} of this shorter run is warm-up;"
+            f' set="epochs={plan.recipe.epochs} lr.{length}={count}" shortens that too'
+        )
+    else:
+        return
+    out.print(line, style="yellow", markup=False, soft_wrap=True)
+
+
+def _shortened(plan: Plan) -> float | None:
+    """The run's share of its recipe's epochs, where it is shorter and its warm-up as long; else
+    None.
+    """
+    by_path = {deviation.path: deviation for deviation in plan.deviations}
+    if {"lr.warmup_epochs", "lr.warmup_steps", "lr"} & set(by_path):
+        return None
+    before = by_path["epochs"].before if "epochs" in by_path else plan.recipe.epochs
+    return plan.recipe.epochs / before if plan.recipe.epochs < before else None
 
 
 def few_steps_note(out: Console, plan: Plan) -> None:
@@ -90,6 +115,18 @@ def _num_full_steps(plan: Plan) -> float:
         if num_full >= FEWEST_FULL_STEPS:
             break
     return num_full
+
+
+def busy_note(out: Console, load: float | None) -> None:
+    """Where other programs have the machine's cores, steps say little of what they take alone.
+    load: processes a core.
+    """
+    if load is not None and load > BUSY_LOAD:
+        line = (
+            f"note: this machine is busy with other programs ({load:.1f} processes a core in the"
+            " last minute): steps and the time left are longer than alone"
+        )
+        out.print(line, style="yellow", markup=False, soft_wrap=True)
 
 
 def channel_note(out: Console, plan: Plan) -> None:

@@ -19,6 +19,7 @@ from rich.progress import (
 from rich.table import Table
 
 from trainer.base.commands import command
+from trainer.base.cores import load_per_core
 from trainer.base.devices import is_tried
 from trainer.base.plural import counted
 from trainer.base.scores import score_label
@@ -55,6 +56,7 @@ from trainer.runs.plan_lines import (
     teacher_facts,
 )
 from trainer.runs.plan_notes import (
+    busy_note,
     channel_note,
     few_steps_note,
     normalization_note,
@@ -95,6 +97,8 @@ def plan_in_brief(
     few_steps_note(out, plan)
     scaling_note(out, plan)
     channel_note(out, plan)
+    if settings.device == "cpu":
+        busy_note(out, load_per_core())
     if teacher is not None:
         out.print(f"taught by {teacher_facts(plan, teacher)}", markup=False)
     out.print(batch_line(plan))

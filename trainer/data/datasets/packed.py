@@ -195,6 +195,8 @@ def _refuse_unsplit(root: Path) -> None:
             f"to train on them, sort them into {root}/<class>/…, then"
             f" `{command('split', data=root)}`; for the answers of a trained model: `{answers}`",
         )
+    if not root.exists():
+        raise DataError(f"{root}: no such folder", "use data_dir=<the folder of the images>")
     for folder in sorted(path for path in root.glob("*") if path.is_dir()):
         if is_image_folder(folder) or any(form.files(folder, "train") for form in FORMATS.values()):
             raise DataError(f"{root}: has no train/", f"use {folder}, which holds one")
