@@ -14,6 +14,7 @@ from trainer.base.cores import load_per_core, num_cores
 from trainer.base.disk import why
 from trainer.base.errors import UserError
 from trainer.base.json_text import json_file
+from trainer.base.plural import counted, duration
 from trainer.base.provenance import device_name, package_version, running_program, versions
 from trainer.base.settings import make_settings
 from trainer.cli.export_commands import default_folder
@@ -62,7 +63,12 @@ def latency(
         pixels = next(drawn_batches(classifier.image))
         settings = make_settings("cpu", "float32")
         inputs = scored_inputs(pixels, classifier.image, settings).contiguous().numpy()
-        total = len(engines) * len(sizes) * len(counts) * num_rounds
+        cases = len(engines) * len(sizes) * len(counts)
+        total = cases * num_rounds
+        least = (
+            f"{counted(cases, 'case')} of {seconds:g} s each: at least {duration(cases * seconds)}"
+        )
+        console.print(least, markup=False)
         with summary.progress(console, "turns", total) as each:
             for line in table_head():
                 each.say(line)
