@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 CLASSIFICATION = "classification"  # the task of a recipe, of data and of a row that name none
-_LABELS = {"top1_pct": "top-1", "top5_pct": "top-5"}
+_LABELS = {"top1_pct": "top-1", "top5_pct": "top-5", "map_pct": "mAP", "map50_pct": "mAP@50"}
 
 
 def score_label(name: str) -> str:
