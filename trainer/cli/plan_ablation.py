@@ -16,7 +16,7 @@ from trainer.ablation.cells import Cell, command, plan_of_cell
 from trainer.ablation.questions import question_of
 from trainer.ablation.spec import Ablation, load_ablation
 from trainer.ablation.throughput import Throughput, measure_throughput, shape_of
-from trainer.base.cores import load_per_core
+from trainer.base.cores import BUSY_LOAD, load_per_core
 from trainer.base.errors import UserError
 from trainer.base.plural import counted, duration, plural
 from trainer.base.settings import Settings, make_settings
@@ -36,7 +36,6 @@ from trainer.runs.plan_notes import FEWEST_FULL_STEPS, num_full_steps
 from trainer.runs.results import Row
 
 MAX_DIFFERENCES = 8  # listed in a cell's line; two recipes may differ in dozens
-BUSY_LOAD = 0.75  # processes a core: with this one's, more than one from here on
 BOUND_S = 4.0  # of measuring one shape
 
 
