@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+import torch
 
 from support.loss_ablation import PAGE, written
 from trainer.ablation.spec import load_ablation
@@ -12,7 +13,7 @@ from trainer.data.dataset import open_data
 from trainer.recipe.schema import apply_overrides
 
 
-def test_the_pace_is_the_median_step_and_the_share_of_an_evaluation(tmp_path, monkeypatch):
+def test_the_pace_is_a_step_and_the_share_of_an_evaluation(tmp_path, monkeypatch):
     """With a clock that moves one second at each reading: a step is 1 s, one batch of val too."""
     plan = load_ablation(written(tmp_path, PAGE)).cells[0].plan
     ticks = iter(range(1000))
@@ -26,11 +27,38 @@ def test_the_pace_is_the_median_step_and_the_share_of_an_evaluation(tmp_path, mo
         "cpu"
     ]  # as a run is
     assert pace.evaluation_s == pytest.approx(360 / 128)
-    assert pace.run_s(plan) == pytest.approx(44 * 1.0 + 2 * 360 / 128)
-    bounded = measure_throughput(
-        plan, make_settings("cpu", workers="0"), open_data(plan.profile, None), 20, bound_s=0.5
+    assert pace.start_s == 1.0  # until all is built
+    assert pace.run_s(plan) == pytest.approx(1.0 + 44 * 1.0 + 2 * 360 / 128)
+
+
+@pytest.mark.parametrize(
+    ("steps_s", "bound_s", "found"),
+    [
+        ([30, 2, 9, 1, 4], 100, (1.0, 29.0, 4)),  # the fastest; the first is a run's start
+        ([5, 3, 2, 4, 1, 1], 1, (2.0, 3.0, 3)),  # three, though two are beyond the bound
+        ([50, 60, 50, 50], 1, (60.0, 0.0, 1)),  # one that takes far longer is enough
+    ],
+)
+def test_the_first_step_is_none_and_of_three_or_more_the_fastest_counts(
+    tmp_path, monkeypatch, steps_s, bound_s, found
+):
+    plan = load_ablation(written(tmp_path, PAGE)).cells[0].plan
+    clock, left = [0.0], iter(steps_s)
+
+    def step(state, stream, number):
+        clock[0] += next(left)
+        return torch.zeros(())
+
+    monkeypatch.setattr("trainer.ablation.throughput.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("trainer.ablation.throughput.optimizer_step", step)
+    pace = measure_throughput(
+        plan,
+        make_settings("cpu", workers="0"),
+        open_data(plan.profile, None),
+        len(steps_s) - 1,
+        bound_s,
     )
-    assert bounded.num_steps == 1
+    assert (pace.step_s, pace.start_s, pace.num_steps) == found
 
 
 def test_a_shape_is_what_costs_time(tmp_path):

@@ -114,6 +114,70 @@ def test_a_front_of_one_cell_is_no_line_and_not_in_the_legend(study):
     assert "Pareto front" not in svg_texts(study[1] / "two.cost.svg")
 
 
+def test_times_of_a_shared_machine_are_warned_of_and_have_no_front(study):
+    for path in (study[1] / "rows").glob("*.json"):
+        row = json_of(path)
+        better = row["top1_pct"] == 93.5  # and dearer: a front, were it not for the machine
+        times = {"train_s": 100.0 if better else 10.0, "load_per_core": 3.0}
+        path.write_text(json.dumps(row | times))
+    done = figure(study, "--what", "cost", "--format", "svg")
+    assert done.exit_code == 0 and "warning: times compare nothing" in done.output, done.output
+    texts = svg_texts(study[1] / "two.cost.svg")
+    assert "Pareto front" not in texts and "training time, s" in texts
+
+
+@pytest.mark.parametrize(
+    ("what", "word"), [("effects", "bar"), ("curves", "band"), ("cost", "bar")]
+)
+def test_what_bars_and_bands_are_is_said_beside_the_file(study, what, word):
+    keep_curves(study)
+    for path in (study[1] / "rows").glob("*.json"):
+        row = json_of(path)
+        path.write_text(json.dumps(row | {"train_s": 1 + 100.0 * (row["top1_pct"] == 93.5)}))
+    lines = figure(study, "--what", what, "--format", "svg").output.splitlines()
+    assert len(lines) == 2 and word in lines[0] and lines[1].startswith("stored ")
+
+
+def test_a_full_design_is_drawn_with_its_main_effects_and_interactions():
+    """Against sums by hand: seeds 0 and 1 of two losses by two kinds of mixing."""
+    scores = {("BCE", "on"): (90, 91), ("BCE", "off"): (92, 92), ("CE", "on"): (91, 93)}
+    scores |= {("CE", "off"): (97, 99)}
+    values = {
+        cell(f"{a}, {b}", levels=(("loss", a), ("mix", b)), is_base=(a, b) == ("BCE", "on")): dict(
+            enumerate(map(float, each))
+        )
+        for (a, b), each in scores.items()
+    }
+    figure = draw_effects(table_of(values, seeds=(0, 1)), {}, 5.5)
+    cells, effects = figure.axes
+    assert len(cells.get_yticklabels()) == 3
+    names = [text.get_text().replace("\n", " ") for text in effects.get_yticklabels()]
+    found = {
+        names[round(line.get_ydata()[0])]: line.get_xdata()[0]
+        for line in effects.lines
+        if line.get_marker() == "o"
+    }
+    assert found == pytest.approx(
+        {
+            "loss: CE − BCE": 3.75,  # (1 + 5 + 2 + 7) / 4
+            "mix: off − on": 3.75,  # (2 + 6 + 1 + 6) / 4
+            "loss × mix: (CE − BCE) at off − at on": 4.5,  # ((5 - 1) + (7 - 2)) / 2
+        }
+    )
+
+
+def test_an_arrow_beyond_the_axis_is_within_it_as_names_stand_outside():
+    values = {cell("base", is_base=True): {0: 90.0, 1: 91.0, 2: 90.5}}
+    values[cell("near")] = {0: 91.0, 1: 92.1, 2: 91.4}
+    values[cell("wide")] = {0: 70.0, 1: 99.0, 2: 88.0}
+    figure = draw_effects(table_of(values), {}, 5.5)
+    figure.canvas.draw()
+    (panel,) = figure.axes
+    arrows = [line.get_window_extent() for line in panel.lines if line.get_marker() in ("<", ">")]
+    assert len(arrows) == 2
+    assert all(panel.bbox.x0 <= one.x0 and one.x1 <= panel.bbox.x1 for one in arrows)
+
+
 def test_the_same_rows_are_the_same_figure(study):
     figure(study, "--what", "effects")
     paths = [study[1] / f"two.effects.{kind}" for kind in ("svg", "pdf", "png")]

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from support.loss_ablation import PAGE, written
 from support.loss_ablation import results as results
 from support.rows import row_of
+from trainer.ablation.cell_run import repeats_of
 from trainer.ablation.cells import plan_of_cell
 from trainer.ablation.questions import question_of
 from trainer.ablation.spec import load_ablation
@@ -50,7 +51,7 @@ def test_the_plan_of_an_ablation_lists_its_cells_and_missing_runs(results, tmp_p
         "published: Table 1",
         "6 runs: 3 with a row",
         "3 to run",
-        "first: make recipe=A2 model=test_resnet data=digits seed=1",
+        "first: make recipe=A2 model=test_resnet data=digits seed=0",
     ):
         assert said in flat, said
     rows = {
@@ -83,7 +84,9 @@ def test_cumulative_steps_are_described_by_what_they_add(tmp_path):
 
 def test_the_estimate_is_of_what_is_missing_and_says_what_it_rests_on(results, tmp_path):
     text = " ".join(printed(tmp_path / "loss.yaml", results, num_measured=2).split())
-    assert re.search(r"3 runs to do, [\d.]+ (seconds?|minutes|hours) one after another", text)
+    assert re.search(
+        r"3 runs to do, (at most )?[\d.]+ (seconds?|minutes|hours) one after another", text
+    )
     assert "estimated from 2 steps and one batch of val for each of 1 kind of" in text
     assert "cpu, float32, 1 thread;" in text
     table = text.partition("minutes/run")[2]
@@ -97,6 +100,19 @@ def test_an_estimate_that_was_measured_beside_other_work_says_so(
     monkeypatch.setattr("trainer.cli.plan_ablation.load_per_core", lambda: load)
     text = printed(tmp_path / "loss.yaml", results, num_measured=1)
     assert ("busy machine" in text) == is_told
+    assert ("to do, at most " in text) == is_told
+
+
+def test_the_first_command_is_of_the_run_that_the_sweep_begins_with(results, tmp_path):
+    """Rows of BCE seed 0 and CE: what is left begins with the first seed of the third cell."""
+    path = tmp_path / "loss.yaml"
+    stored = by_cell(question := question_of(load_ablation(path)), find_rows(results, [question]))
+    first = next(
+        repeat for repeat in repeats_of(load_ablation(path)) if not stored[repeat.cell, repeat.seed]
+    )
+    assert (first.cell, first.seed) == ("soft BCE", 0)
+    words = printed(path, results, width=400).partition("command of the first: ")[2].split("\n")[0]
+    assert "seed=0" in words and "loss.threshold=null" in words
 
 
 def test_a_plan_of_cells_that_learn_nothing_says_so(tmp_path):

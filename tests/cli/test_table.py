@@ -9,7 +9,7 @@ from statsmodels.stats.weightstats import DescrStatsW
 from support.commands import rsb
 from support.committed import committed_root
 from support.studies import table
-from support.tabled import key_of, stored_row
+from support.tabled import key_of, row, stored_row
 from trainer.ablation.failures import store_failure
 from trainer.ablation.spec import ablation_paths, load_ablation
 from trainer.cli.table_show import FORMATS
@@ -172,6 +172,38 @@ def test_two_runs_side_by_side_with_their_curves(study, tmp_path):
     )
     same = rsb("compare", "--a", a.run, "--b", a.run, "--results", study[1], "--runs", study[2])
     assert "differ only in name and date" in same.output
+
+
+def plots_of(study, a, b) -> list[str]:
+    """The headings of the plots of two rows, which are stored with curves of both kinds."""
+    for one in (a, b):
+        store_row(study[1], one)
+        (study[2] / one.run).mkdir(parents=True, exist_ok=True)
+        lines = [{"epoch": epoch / 2, "loss_nats": 1 / epoch} for epoch in (1, 2)]
+        lines += [{"epoch": epoch, "weights": "model", "top1_pct": 50.0} for epoch in (0.5, 1)]
+        (study[2] / one.run / "metrics.jsonl").write_text(
+            "".join(json.dumps(line) + "\n" for line in lines)
+        )
+    words = ["--a", a.run, "--b", b.run, "--results", study[1], "--runs", study[2]]
+    done = rsb("compare", *words)
+    assert done.exit_code == 0, done.output
+    lines = done.output.splitlines()
+    return [one for one in lines if one.startswith(("val ", "training loss", "other data"))]
+
+
+def test_curves_that_do_not_compare_have_axes_of_their_own(study):
+    a = row("a", 0, 90.0, resolved_recipe={"loss": {"name": "bce"}})
+    ce = {"resolved_recipe": {"loss": {"name": "ce"}}}
+    same, other_loss, other_data = (
+        a.model_copy(update={"run": f"{a.run[:-1]}{letter}"} | changes)
+        for letter, changes in (("x", {}), ("y", ce), ("z", {"data_fingerprint": "e" * 64}))
+    )
+    assert [one.partition("(")[2][:4] for one in plots_of(study, a, same)] == ["a, b"] * 2
+    found = [one.partition("(")[2] for one in plots_of(study, a, other_loss)]
+    assert [one[:4] for one in found] == ["a, b", "a)", "b)"]
+    first, *found = plots_of(study, a, other_data)
+    assert "other data" in first and "not comparable" in first
+    assert [one.partition("(")[2] for one in found] == ["a)", "b)"] * 2
 
 
 def test_any_two_cells_are_compared_by_seed_with_interval_n_and_p():

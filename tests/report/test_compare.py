@@ -111,6 +111,34 @@ def test_a_diverged_run_has_no_score_to_subtract():
     )
 
 
+BCE, CE = ({"name": "A1", "epochs": 9, "loss": {"name": name}} for name in ("bce", "ce"))
+
+
+def test_values_of_two_losses_are_shown_and_not_subtracted():
+    a = A.model_copy(update={"resolved_recipe": BCE, "loss_nats": 0.076})
+    other = {"loss_nats": 0.098, "top1_pct": 96.0}
+    same = a.model_copy(update=other)
+    assert found(a, same)["score", "loss nats"] == ("0.076", "0.098", "+0.022")
+    b = a.model_copy(update=other | {"resolved_recipe": CE})
+    assert found(a, b)["score", "loss nats"] == ("0.076", "0.098", "")
+    assert found(a, b)["score", "top-1 %"] == ("95.00", "96.00", "+1")
+    old = A.model_copy(
+        update={"loss_nats": 0.098, "deviations": (change("loss.name", "bce", "ce"),)}
+    )
+    assert found(A, old)["score", "loss nats"][2] == ""
+
+
+@pytest.mark.parametrize(
+    "other", [{"data_fingerprint": "e" * 64}, {"split": "test"}, {"num_val_images": 36}]
+)
+def test_scores_on_other_data_are_shown_and_not_subtracted(other):
+    b = A.model_copy(update=other | {"top1_pct": 96.0, "loss_nats": 0.5, "num_params": 9})
+    changes = found(A, b)
+    assert changes["score", "top-1 %"] == ("95.00", "96.00", "")
+    assert changes["score", "loss nats"][2] == ""
+    assert changes["cost", "parameters"][2]
+
+
 def test_a_row_is_found_by_name_and_by_folder(tmp_path):
     store_row(tmp_path, A)
     folder = tmp_path / "runs" / "elsewhere"

@@ -14,6 +14,7 @@ from support.tabled import asked, cell, row, table_of
 from trainer.report.curve_figures import PANEL_INNER_PX, curve_figures, quantities
 from trainer.report.curves import Curves
 from trainer.report.figures import (
+    COST_INNER_PX,
     MAX_CELLS,
     Scale,
     core_range,
@@ -278,6 +279,45 @@ def test_a_label_at_the_edge_stays_in_the_figure():
     (figure,) = cost_figures(table_of(cells, seeds=(0, 1), **facts))
     far = next(point for point in figure.points if point.summary.cell.name == "far")
     assert far.is_beyond and far.anchor != "start" and far.label_x <= 420 - 11
+
+
+@pytest.mark.parametrize("fact", [{"load_per_core": 2.0}, {"step_spread_share": 0.3}])
+def test_times_of_a_shared_machine_make_no_front_and_other_costs_do(fact):
+    facts = {
+        name: {"train_s": 100.0 * place, "peak_mem_mib": 100.0 * place} | fact
+        for place, name in enumerate("abc", start=1)
+    }
+    cells = {cell(name, is_base=name == "a"): {0: 2.0 * ord(name) - 110} for name in facts}
+    time, memory = cost_figures(table_of(cells, seeds=(0,), metric="top1", **facts))
+    assert (time.trade.name, memory.trade.name) == ("training time", "peak memory")
+    assert len(time.points) == 3 and not time.front and time.trade.warning
+    assert not any(point.scored.is_front for point in time.points)
+    assert memory.front and not memory.trade.warning
+
+
+def test_the_axes_hold_the_range_of_every_cost_and_labels_stay_within_them():
+    """Of two seeds of each cell, the cheapest and the dearest far from their cell's middle."""
+    cells = [cell(name, is_base=name == "a") for name in "abcd"]
+    rows = {
+        (one.name, seed): row(
+            one.name, seed, 90.0 + place + seed, train_s=100 + 10.0 * place + 8 * (2 * seed - 1)
+        )
+        for place, one in enumerate(cells)
+        for seed in (0, 1)
+    }
+    (figure,) = cost_figures(summarize(asked(cells, (0, 1)), rows, METRICS["top1"]))
+    left, top, right, bottom = COST_INNER_PX
+    ticks = {float(tick.label): tick.at for tick in figure.x_ticks}
+    (s0, x0), (s1, x1) = min(ticks.items()), max(ticks.items())
+    for point in figure.points:
+        assert left < point.left < point.right < right
+        ends = [
+            x0 + (end - s0) * (x1 - x0) / (s1 - s0) for end in (point.scored.low, point.scored.high)
+        ]
+        assert [point.left, point.right] == pytest.approx(ends, abs=0.05)
+        wide = {"start": (0, 7), "end": (7, 0), "middle": (4, 4)}[point.anchor]  # one digit
+        assert left <= point.label_x - wide[0] and point.label_x + wide[1] <= right
+        assert top + 9 <= point.label_y <= bottom
 
 
 def test_cells_that_cost_the_same_have_no_figure():

@@ -87,15 +87,11 @@ class Repeat:
 
 
 def repeats_of(ablation: Ablation, data_dir: Path | None = None) -> list[Repeat]:
-    """All runs of an ablation, the first seed of every cell first: the table is complete early.
+    """All runs of an ablation, in the order in which they are run.
 
     Raises UserError for a cell whose recipe, model and data do not fit together.
     """
-    return [
-        _repeat(ablation, cell, seed, data_dir)
-        for seed in ablation.seeds
-        for cell in ablation.cells
-    ]
+    return [_repeat(ablation, cell, seed, data_dir) for cell, seed in ablation.runs]
 
 
 def _repeat(ablation: Ablation, cell: Cell, seed: int, data_dir: Path | None) -> Repeat:

@@ -131,6 +131,13 @@ class Ablation:
     positions: Positions
     places: Mapping[str, ValuePath]
 
+    @property
+    def runs(self) -> list[tuple[Cell, int]]:
+        """Every cell with every seed, in the order in which they are run: the first seed of every
+        cell first, so that the table is complete early.
+        """
+        return [(cell, seed) for seed in self.seeds for cell in self.cells]
+
     def located(self, error: UserError, cell: Cell) -> ConfigError:
         """An error of one cell with the line that defines the cell."""
         return self.positions.located(

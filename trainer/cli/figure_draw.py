@@ -9,7 +9,8 @@ import typer
 from trainer.base.commands import command
 from trainer.base.errors import UserError, did_you_mean
 from trainer.report.curves import find_curves
-from trainer.report.drawings import FIGURES, FORMATS, save_figure
+from trainer.report.drawings import FIGURES, FORMATS, explanation, save_figure
+from trainer.report.figures import trades
 from trainer.report.rows import open_table, stores_of
 from trainer.report.tables import find_metric
 
@@ -42,6 +43,10 @@ def draw(
     name = f"{table.name}.{what}" + (f".{metric}" if metric != "top1" else "")
     paths = _paths(stores[0] / name, format_, out)
     save_figure(table, find_curves(stores, table), what, size_in, paths)
+    typer.echo(explanation(table, what))
+    if what == "cost":
+        for line in dict.fromkeys(trade.warning for trade in trades(table) if trade.warning):
+            typer.echo(f"warning: {line}")
     typer.echo(f"stored {', '.join(map(str, paths))}")
 
 

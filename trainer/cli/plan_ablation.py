@@ -16,7 +16,7 @@ from trainer.ablation.cells import Cell, command, plan_of_cell
 from trainer.ablation.questions import question_of
 from trainer.ablation.spec import Ablation, load_ablation
 from trainer.ablation.throughput import Throughput, measure_throughput, shape_of
-from trainer.base.cores import load_per_core
+from trainer.base.cores import BUSY_LOAD, load_per_core
 from trainer.base.errors import UserError
 from trainer.base.plural import counted, duration, plural
 from trainer.base.settings import Settings, make_settings
@@ -36,7 +36,6 @@ from trainer.runs.plan_notes import FEWEST_FULL_STEPS, num_full_steps
 from trainer.runs.results import Row
 
 MAX_DIFFERENCES = 8  # listed in a cell's line; two recipes may differ in dozens
-BUSY_LOAD = 0.75  # processes a core: with this one's, more than one from here on
 BOUND_S = 4.0  # of measuring one shape
 
 
@@ -60,7 +59,7 @@ def print_plan(
     check_models(ablation)
     for group in groups_of(ablation):
         print_group(out, ablation, group, rows)
-    missing = [key for key, row in rows.items() if row is None]
+    missing = [(cell, seed) for cell, seed in ablation.runs if rows[cell.name, seed] is None]
     num_stored = len(rows) - len(missing)
     out.print()
     line = (
@@ -68,11 +67,10 @@ def print_plan(
     )
     out.print(Text(line), soft_wrap=False)
     if missing:
-        cells = {cell.name: cell for cell in ablation.cells}
-        name, seed = missing[0]
-        out.print(Text(f"command of the first: {command(cells[name], seed)}"), soft_wrap=False)
+        first = command(*missing[0])
+        out.print(Text(f"command of the first: {first}"), soft_wrap=False)
     if num_measured and missing:
-        print_hours(out, ablation, missing, data_dir, machine, num_measured)
+        print_hours(out, missing, data_dir, machine, num_measured)
 
 
 def print_head(out: Console, ablation: Ablation, table: TableOfRows) -> None:
@@ -269,12 +267,11 @@ def done(rows: Sequence[Row | None]) -> str:
 
 
 def print_hours(
-    out: Console, ablation: Ablation, missing: Sequence[tuple[str, int]], data_dir: Path | None,
+    out: Console, missing: Sequence[tuple[Cell, int]], data_dir: Path | None,
     machine: Mapping[str, Any], num_measured: int,
 ) -> None:  # fmt: skip
     """Print how long the missing runs will take here, one after another, and the basis of that."""
-    wanted = {name for name, _ in missing}
-    cells = [cell for cell in ablation.cells if cell.name in wanted]
+    cells = list({cell.name: cell for cell, _ in missing}.values())
     try:
         opened = {
             cell.data: open_data(cell.planned.profile, data_folder(cell.data, data_dir))
@@ -291,16 +288,18 @@ def print_hours(
     table = Table("to run", "seeds", "s/step", "minutes/run", pad_edge=False)
     table.columns[0].overflow = "fold"
     for cell in cells:
-        seeds = ", ".join(str(seed) for name, seed in missing if name == cell.name)
+        seeds = ", ".join(str(seed) for one, seed in missing if one.name == cell.name)
         step_s = throughputs[shape_of(cell.planned)].step_s
         table.add_row(Text(cell.name), seeds, f"{step_s:.3g}", f"{seconds[cell.name] / 60:.1f}")
     out.print()
     out.print(table, soft_wrap=False)
-    total = duration(sum(seconds[name] for name, _ in missing))
+    is_busy = load > BUSY_LOAD
+    total = duration(sum(seconds[cell.name] for cell, _ in missing))
+    total = f"at most {total}" if is_busy else total
     line = f"{counted(len(missing), 'run')} to do, {total} one after another"
     out.print(line, style="bold", soft_wrap=False)
     out.print(basis(throughputs, settings), soft_wrap=False, markup=False)
-    if load > BUSY_LOAD:
+    if is_busy:
         line = (
             f"note: measured on a busy machine ({load:.1f} processes a core in the last minute):"
             " alone it takes less time"
@@ -330,6 +329,6 @@ def basis(throughputs: Mapping[str, Throughput], settings: Settings) -> str:
     return (
         f"estimated from {steps} and one batch of val for each of "
         f"{counted(len(throughputs), 'kind')} of cells, measured now on {settings.device}, "
-        f"{settings.precision}, {counted(settings.num_threads, 'thread')}; not included: process "
-        "start, building models, checkpoints"
+        f"{settings.precision}, {counted(settings.num_threads, 'thread')}; included: the start "
+        "of each run; not included: the program's own, checkpoints, export"
     )

@@ -24,6 +24,8 @@ from trainer.report.compare import (
     RowDifference,
     compare_two_cells,
     find_row,
+    have_same_data,
+    have_same_loss,
     row_differences,
 )
 from trainer.report.curves import Points, read_curves, text_plot
@@ -288,8 +290,11 @@ def print_comparison(out: Console, a: Row, b: Row, runs: Path) -> None:
         out.print(_differences_table(differing))
     else:
         out.print("the rows differ only in name and date")
+    is_same_data = have_same_data(a, b)
+    if not is_same_data:
+        out.print("other data: their scores are not comparable", style="yellow")
     has_scores = None not in (a.main_pct, b.main_pct)
-    if has_scores and a.is_counted and a.data_fingerprint == b.data_fingerprint:
+    if has_scores and a.is_counted and is_same_data:
         size = a.num_val_images
         out.print(
             f"one of {size:,} val images is {100 / size:.3g} points; the seed alone gives top-1 a "
@@ -305,11 +310,12 @@ def print_comparison(out: Console, a: Row, b: Row, runs: Path) -> None:
             out.print(f"{letter}: no curves, {path} not found", style="dim", markup=False)
         else:
             curves[letter] = found
-    for title, kind in (
-        (f"val {a.main_label} %", "val_top1"),
-        ("training loss, nats", "train_loss"),
-    ):
-        _print_plot(out, title, {name: getattr(line, kind) for name, line in curves.items()})
+    labels = {"a": f"val {a.main_label} %", "b": f"val {b.main_label} %"}
+    scores = {name: line.val_top1 for name, line in curves.items()}
+    _print_plots(out, labels, scores, is_same_data and labels["a"] == labels["b"])
+    losses = {name: line.train_loss for name, line in curves.items()}
+    titles = dict.fromkeys("ab", "training loss, nats")
+    _print_plots(out, titles, losses, is_same_data and have_same_loss(a, b))
 
 
 def _differences_table(differing: Sequence[RowDifference]) -> RichTable:
@@ -325,10 +331,22 @@ def _differences_table(differing: Sequence[RowDifference]) -> RichTable:
     return shown
 
 
+def _print_plots(
+    out: Console, titles: Mapping[str, str], curves: Mapping[str, Points], are_comparable: bool
+) -> None:
+    """Curves by letter, on one axis where they are comparable, else each on its own."""
+    if are_comparable:
+        _print_plot(out, titles["a"], curves)
+        return
+    for letter, points in curves.items():
+        _print_plot(out, titles[letter], {letter: points})
+
+
 def _print_plot(out: Console, title: str, curves: Mapping[str, Points]) -> None:
     lines = text_plot(curves)
     if lines:
-        out.print(f"{title} ({', '.join(curves)}; * both)", style="bold", markup=False)
+        both = "; * both" if len(curves) > 1 else ""
+        out.print(f"{title} ({', '.join(curves)}{both})", style="bold", markup=False)
         for line in lines:
             out.print(line, markup=False)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trainer.base.errors import UserError, did_you_mean
@@ -92,18 +92,51 @@ def _find_cell(table: Table, name: str, option: str) -> CellSummary:
 
 
 def row_differences(a: Row, b: Row) -> tuple[RowDifference, ...]:
-    """All differences but names and dates, the most important first."""
+    """All differences but names and dates, the most important first.
+
+    What is no measure of the other is listed without a change: scores on other data, values of
+    another loss.
+    """
+    scores = _differing("score", {**_SCORES, **_of_tasks(a, b)}, a, b)
+    if not have_same_data(a, b):
+        scores = (replace(one, change="") for one in scores)
+    elif not have_same_loss(a, b):
+        scores = (replace(one, change="") if one.name == _LOSS else one for one in scores)
     return (
         *_differing("run", {name: ROW_FACTS[name] for name in _RUN}, a, b),
         *_differing("run", {"seed": lambda row: str(row.seed)}, a, b),
         *_differing_deviations(a, b),
-        *_differing("score", {**_SCORES, **_of_tasks(a, b)}, a, b),
+        *scores,
         *_differing("cost", _COSTS, a, b),
         *_differing("machine", {name: ROW_FACTS[name] for name in _MACHINE}, a, b),
         *_differing_versions(a, b),
     )
 
 
+def have_same_data(a: Row, b: Row) -> bool:
+    """Are two rows scored on the same images, so that their scores compare?"""
+    scored_on = [(row.data_fingerprint, row.split, row.num_val_images) for row in (a, b)]
+    return scored_on[0] == scored_on[1]
+
+
+def have_same_loss(a: Row, b: Row) -> bool:
+    """Are the losses of two rows values of one function? False where that is not known: rows
+    without their exact recipe, of different recipes.
+    """
+    if a.resolved_recipe is not None and b.resolved_recipe is not None:
+        return a.resolved_recipe.get("loss") == b.resolved_recipe.get("loss")
+    changes = [
+        {one.path: one.after for one in row.deviations if one.path.partition(".")[0] == "loss"}
+        for row in (a, b)
+    ]
+    return _have_same_recipe(a, b) and changes[0] == changes[1]
+
+
+def _have_same_recipe(a: Row, b: Row) -> bool:
+    return (a.recipe, a.version, a.digest) == (b.recipe, b.version, b.digest)
+
+
+_LOSS = "loss nats"
 _RUN = (
     "recipe", "model", "data", "scored on", "epochs", "steps", "images per step",
     "images per norm sample",
@@ -118,7 +151,7 @@ _SCORES: _Properties = {
     "scored weights": lambda row: row.scored,
     "top-1 %": lambda row: row.top1_pct,
     "top-5 %": lambda row: row.top5_pct,
-    "loss nats": lambda row: row.loss_nats,
+    _LOSS: lambda row: row.loss_nats,
     "score % of the other weights": lambda row: row.other_top1_pct,
     "weights sha256": lambda row: (row.weights_sha256 or "none")[:12],
 }
@@ -168,9 +201,8 @@ def _differing_deviations(a: Row, b: Row) -> Iterator[RowDifference]:
         changes = [list(row.deviations) for row in (a, b)]
     in_a, in_b = ({one.path: one.after for one in row_changes} for row_changes in changes)
     recipe_values = {one.path: one.before for each in reversed(changes) for one in reversed(each)}
-    is_same_recipe = (a.recipe, a.version, a.digest) == (b.recipe, b.version, b.digest)
     for path in sorted(set(in_a) | set(in_b)):
-        unchanged = recipe_values[path] if is_same_recipe else "as in its recipe"
+        unchanged = recipe_values[path] if _have_same_recipe(a, b) else "as in its recipe"
         before, after = in_a.get(path, unchanged), in_b.get(path, unchanged)
         if before != after:
             yield RowDifference("deviation", path, before, after)

@@ -11,6 +11,7 @@ import io
 import math
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import ScaledTranslation
 
 from trainer.base.disk import write_atomically
 from trainer.base.errors import UserError
 from trainer.base.stats import Difference
 from trainer.report.curve_figures import MAX_LINES, Quantity, quantities, spread_of
 from trainer.report.curves import Curves
+from trainer.report.effects import FactorEffect
 from trainer.report.figures import (
     MAX_CELLS,
     SIGNIFICANT_P,
@@ -35,7 +38,7 @@ from trainer.report.figures import (
     scale_over,
     trades,
 )
-from trainer.report.formats import cell_text
+from trainer.report.formats import cell_text, difference_text
 from trainer.report.tables import CellSummary, Table
 from trainer.report.view import make_view
 
@@ -110,7 +113,9 @@ def save_figure(
 
 
 def draw_effects(table: Table, curves: Mapping[str, Curves], width_in: float) -> Figure:
-    """The differences of all cells to the base of their group, with their intervals."""
+    """The differences of all cells to the base of their group, and of a full design its main
+    effects and interactions below them, with their intervals.
+    """
     groups = [
         (group, cells)
         for group, cells in table.groups.items()
@@ -120,45 +125,87 @@ def draw_effects(table: Table, curves: Mapping[str, Curves], width_in: float) ->
         raise NothingToDraw(
             f"{table.name}: no cell has a difference to its base", "run more of its cells"
         )
-    shown = {
-        group: most_different([one for one in cells if not one.cell.is_base], MAX_CELLS)
-        for group, cells in groups
-    }
-    rows = [len(cells) for cells in shown.values()]
+    forests = [forest for group, cells in groups for forest in _forests(table, group, cells)]
+    rows = [sum(1 + _wrapped(one.name).count("\n") * 0.6 for one in f.lines) for f in forests]
     height_in = 0.19 * sum(rows) + 0.62 * len(rows) + 0.3
     figure = Figure(figsize=(width_in, height_in), layout="constrained")
     panels = figure.subplots(len(rows), 1, squeeze=False, height_ratios=[n + 1 for n in rows])
     used: set[str] = set()
-    for panel, (group, cells) in zip(panels[:, 0], groups, strict=True):
-        base = next(one.cell.name for one in cells if one.cell.is_base)
-        used |= _draw_forest(panel, table, shown[group])
-        what = f"points of {table.metric.label}" if table.metric.is_share else table.metric.heading
-        panel.set_xlabel(f"difference to {_wrapped(base, 2 * _NAME_CHARS)}, {what}")
+    for panel, forest in zip(panels[:, 0], forests, strict=True):
+        used |= _draw_forest(panel, forest.lines)
+        panel.set_xlabel(forest.axis)
         if len(groups) > 1:
-            panel.set_title(group, loc="left", fontweight="bold")
+            panel.set_title(forest.group, loc="left", fontweight="bold")
     _legend(figure, [key for name, key in _effect_keys().items() if name in used], width_in)
     return figure
 
 
-def _draw_forest(panel: Axes, table: Table, cells: Sequence[CellSummary]) -> set[str]:
-    """One line per cell; what lies beyond the axis is an arrow at its edge, with its value. Gives
-    those of _effect_keys that were drawn.
+@dataclass(frozen=True)
+class _ForestLine:
+    """A line of a forest plot. text: the difference with its interval, or why there is none."""
+
+    name: str
+    difference: Difference | None
+    p_holm: float | None
+    text: str
+
+
+@dataclass(frozen=True)
+class _Forest:
+    """What one panel shows. axis: the label of its differences."""
+
+    group: str
+    axis: str
+    lines: tuple[_ForestLine, ...]
+
+
+def _forests(table: Table, group: str, cells: Sequence[CellSummary]) -> Iterator[_Forest]:
+    """A group's cells against their base; then its main effects and interactions, if it has any."""
+    what = f"points of {table.metric.label}" if table.metric.is_share else table.metric.heading
+    base = next(one.cell.name for one in cells if one.cell.is_base)
+    view = make_view(table)
+    shown = most_different([one for one in cells if not one.cell.is_base], MAX_CELLS)
+    lines = (
+        _ForestLine(
+            one.cell.name,
+            one.difference,
+            one.p_holm,
+            cell_text(view, one, "difference" if one.difference else "mean"),
+        )
+        for one in shown
+    )
+    axis = f"difference to {_wrapped(base, 2 * _NAME_CHARS)}, {what}"
+    yield _Forest(group, axis, tuple(lines))
+    effects = [one for one in table.effects if one.group == group][:MAX_CELLS]
+    if any(one.difference for one in effects):
+        effect_lines = tuple(_effect_line(one, table) for one in effects)
+        yield _Forest(group, f"main effects and interactions, {what}", effect_lines)
+
+
+def _effect_line(effect: FactorEffect, table: Table) -> _ForestLine:
+    text = difference_text(effect.difference, table.metric) if effect.difference else "no value"
+    name = f"{effect.factors}: {effect.name}"
+    return _ForestLine(name, effect.difference, effect.p_holm, text)
+
+
+def _draw_forest(panel: Axes, lines: Sequence[_ForestLine]) -> set[str]:
+    """One line per difference; what lies beyond the axis is an arrow at its edge, with its value.
+    Gives those of _effect_keys that were drawn.
     """
     used = set()
-    found = [one.difference for one in cells if one.difference]
+    found = [one.difference for one in lines if one.difference]
     scale = scale_over(effect_range(found), 0, 1, margin_share=0.03)
     panel.set_xlim(scale.low, scale.high)
-    panel.set_ylim(len(cells) - 0.4, -0.6)
+    panel.set_ylim(len(lines) - 0.4, -0.6)
     panel.axvline(0, color="#808080", linewidth=0.8, zorder=1)
-    panel.set_yticks(range(len(cells)), [_wrapped(one.cell.name) for one in cells])
+    panel.set_yticks(range(len(lines)), [_wrapped(one.name) for one in lines])
     panel.tick_params(axis="y", length=0)
     panel.grid(visible=False, axis="y")
-    view = make_view(table)
-    for y, summary in enumerate(cells):
-        difference = summary.difference
+    for y, line in enumerate(lines):
+        difference = line.difference
         if difference is None:
             panel.text(
-                0.5, y, cell_text(view, summary, "mean"), transform=panel.get_yaxis_transform(),
+                0.5, y, line.text, transform=panel.get_yaxis_transform(),
                 ha="center", va="center", style="italic", color=_GREY,
             )  # fmt: skip
             continue
@@ -170,21 +217,18 @@ def _draw_forest(panel: Axes, table: Table, cells: Sequence[CellSummary]) -> set
         for is_cut, at, marker in ((low < scale.low, 0, "<"), (high > scale.high, 1, ">")):
             if is_cut:
                 used.add("beyond")
-                panel.plot(
-                    at, y, marker, color=colour, markersize=4, clip_on=False,
-                    transform=panel.get_yaxis_transform(),
-                )  # fmt: skip
+                _draw_arrow(panel, at, y, marker)
         if not scale.has(value):
             side = "left" if value < scale.low else "right"
-            panel.text(
-                0.02 if side == "left" else 0.98, y,
-                cell_text(view, summary, "difference").replace("-", "−"),
-                transform=panel.get_yaxis_transform(), ha=side, va="center", color=colour,
+            panel.annotate(
+                line.text.replace("-", "−"), (0 if side == "left" else 1, y),
+                xycoords=panel.get_yaxis_transform(), textcoords="offset points",
+                xytext=(9 if side == "left" else -9, 0), ha=side, va="center", color=colour,
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
             )  # fmt: skip
             continue
         if difference.interval:
-            is_clear = summary.p_holm is not None and summary.p_holm < SIGNIFICANT_P
+            is_clear = line.p_holm is not None and line.p_holm < SIGNIFICANT_P
             used.add("clear" if is_clear else "unclear")
             hollow: dict[str, Any] = {} if is_clear else {"markerfacecolor": "white"}
             panel.plot(value, y, "o", color=colour, markersize=4.5, **hollow)
@@ -192,6 +236,16 @@ def _draw_forest(panel: Axes, table: Table, cells: Sequence[CellSummary]) -> set
             used.add("no interval")
             _draw_without_interval(panel, y, difference, is_right=scale.at(value) > 0.5)
     return used
+
+
+def _draw_arrow(panel: Axes, at: int, y: int, marker: str) -> None:
+    """An arrow just inside of an edge: beyond it are the names. at: 0 or 1, of the axis' length."""
+    assert isinstance(panel.figure, Figure)
+    inwards = ScaledTranslation((3 if at == 0 else -3) / 72, 0, panel.figure.dpi_scale_trans)
+    panel.plot(
+        at, y, marker, color=_COLOURS[1], markersize=4, clip_on=False,
+        transform=panel.get_yaxis_transform() + inwards,
+    )  # fmt: skip
 
 
 def _draw_without_interval(panel: Axes, y: int, difference: Difference, is_right: bool) -> None:
@@ -285,6 +339,8 @@ def draw_costs(table: Table, curves: Mapping[str, Curves], width_in: float) -> F
     for panel, trade in zip(panels, found, strict=True):
         _draw_trade(panel, trade, styles)
         panel.set_xlabel(trade.axis)
+        if trade.warning:
+            panel.set_title("times do not compare", fontsize=6.5, loc="right", color="#404040")
         panel.set_ylabel(table.metric.heading)
         if len(table.groups) > 1:
             panel.set_title(trade.group, loc="left", fontweight="bold")
@@ -343,6 +399,39 @@ FIGURES: dict[str, Callable[[Table, Mapping[str, Curves], float], Figure]] = {
     "curves": draw_curves,
     "cost": draw_costs,
 }
+
+
+def explanation(table: Table, what: str) -> str:
+    """What the bars and bands of a figure are, in one line."""
+    return {"effects": _of_effects, "curves": _of_curves, "cost": _of_costs}[what](table)
+
+
+def _of_effects(table: Table) -> str:
+    if not table.num_compared:
+        return "no bars: nothing here has a spread over seeds to make an interval of"
+    over = f"Bonferroni over {table.num_compared}" if table.num_compared > 1 else "Student's t"
+    line = (
+        f"bars: confidence intervals of the differences, at 95 % together ({over}); filled: "
+        f"p < {SIGNIFICANT_P} (Holm)"
+    )
+    num_effects = sum(effect.p_holm is not None for effect in table.effects)
+    if num_effects:
+        line += (
+            "; main effects are averages over the other factors' levels, their bars at 95 % "
+            f"together (Bonferroni over {num_effects})"
+        )
+    return line
+
+
+def _of_curves(table: Table) -> str:
+    return "lines: means over seeds; bands: from the lowest to the highest seed"
+
+
+def _of_costs(table: Table) -> str:
+    return (
+        "marks: means over seeds; bars: one standard deviation of the score, the lowest to the "
+        "highest cost over seeds"
+    )
 
 
 def _styles(table: Table) -> dict[str, tuple[str, Any, str]]:

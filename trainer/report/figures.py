@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from trainer.base.stats import Difference, front_of
+from trainer.report.notes import uneven_time_warnings
 from trainer.report.tables import CellSummary, Costs, Metric, Table
 
 MAX_CELLS = 60  # of one figure; the table has all
@@ -198,8 +199,10 @@ _COSTS = (  # field of Costs, name, unit, factor from the field to the unit
     ("num_params", "parameters", "M", 1e6),
 )
 _MIN_COST_RATIO = 1.02  # below it the cells cost the same, up to noise
-_LABEL_OFFSETS_PX = ((9, 4), (-9, 4), (0, -9), (0, 17), (9, -7), (-9, -7), (9, 15), (-9, 15))
+# aslant first: beside a mark and above it lie its own lines of spread
+_LABEL_OFFSETS_PX = ((9, -7), (-9, -7), (9, 15), (-9, 15), (9, 4), (-9, 4), (0, -9), (0, 17))
 _LABEL_PX = 22.0  # wide: a number of three digits
+_LABEL_HIGH_PX = 10.0
 _ENOUGH_PX = 14.0  # between a label and the next mark
 
 
@@ -228,12 +231,16 @@ class Scored:
 
 @dataclass(frozen=True)
 class Trade:
-    """The scores of a group's cells against one cost in which they differ, the front first."""
+    """The scores of a group's cells against one cost in which they differ, the front first.
+
+    warning: why this cost compares nothing, so that no cell is on a front; empty where it does.
+    """
 
     group: str
     name: str
     unit: str
     cells: tuple[Scored, ...]
+    warning: str = ""
 
     @property
     def axis(self) -> str:
@@ -241,11 +248,15 @@ class Trade:
         return f"{self.name}, {self.unit}"
 
     def x_range(self) -> tuple[float, float]:
-        """(low, high) of the costs, but for the few far from the others."""
-        return core_range(one.cost for one in self.cells)
+        """(low, high) of the costs over seeds, but for the cells far from the others."""
+        low, high = core_range(one.cost for one in self.cells)
+        inside = [one for one in self.cells if low <= one.cost <= high]
+        return min(one.low for one in inside), max(one.high for one in inside)
 
     def y_range(self) -> tuple[float, float]:
-        """(low, high) of the scores within that, their spreads included."""
+        """(low, high) of the scores, but for the cells far from the others, their spreads
+        included.
+        """
         low, high = core_range(one.mean for one in self.cells)
         ends = [end for one in self.cells if low <= one.mean <= high for end in one.one_std]
         return min(ends), max(ends)
@@ -254,17 +265,20 @@ class Trade:
 def trades(table: Table) -> tuple[Trade, ...]:
     """Of every group and each cost in which its cells differ by more than its own spread."""
     found = []
-    for group, cells in table.groups.items():
+    about_times = " ".join(uneven_time_warnings(table))
+    for group, members in table.groups.items():
         for field, name, unit, factor in _COSTS:
             scored = [
                 Scored(summary, *_cost_of(summary.costs, field, factor), summary.mean)
-                for summary in cells
+                for summary in members
                 if summary.costs and summary.mean is not None
             ]
             if scored and min(one.high for one in scored) * _MIN_COST_RATIO < max(
                 one.low for one in scored
             ):
-                found.append(Trade(group, name, unit, _with_front(scored, table.metric)))
+                warning = about_times if field == "train_s" else ""
+                cells = _with_front(scored, table.metric, has_front=not warning)
+                found.append(Trade(group, name, unit, cells, warning))
     return tuple(found)
 
 
@@ -274,7 +288,8 @@ def _cost_of(costs: Costs, field: str, factor: float) -> tuple[float, float, flo
     return getattr(costs, field) / factor, low / factor, high / factor
 
 
-def _with_front(scored: Sequence[Scored], metric: Metric) -> tuple[Scored, ...]:
+def _with_front(scored: Sequence[Scored], metric: Metric, has_front: bool) -> tuple[Scored, ...]:
+    """The cells, those of the front first and then by their scores."""
     gains = [one.mean if metric.is_share else -one.mean for one in scored]
     spreads = [one.summary.std or 0.0 for one in scored]
     front = front_of(
@@ -282,7 +297,7 @@ def _with_front(scored: Sequence[Scored], metric: Metric) -> tuple[Scored, ...]:
         [(gain - std, gain + std) for gain, std in zip(gains, spreads, strict=True)],
     )
     marked = [
-        (gain, replace(one, is_front=index in front))
+        (gain, replace(one, is_front=has_front and index in front))
         for index, (one, gain) in enumerate(zip(scored, gains, strict=True))
     ]
     return tuple(
@@ -367,7 +382,7 @@ def _cost_point(
         for dx, dy in _LABEL_OFFSETS_PX
     ]
     label = max(
-        filter(_is_on_paper, candidates),
+        filter(_is_within_axes, candidates),
         key=lambda label: min([_clearance_px(label, mark) for mark in others], default=99.0),
     )
     occupied.append((label[0], label[1] - 4))
@@ -378,12 +393,13 @@ def _cost_point(
     return CostPoint(scored, at_x, at_y, low, high, left, right, is_beyond, *label)
 
 
-def _is_on_paper(label: tuple[float, float, str]) -> bool:
-    """Is there room for a label within the figure?"""
+def _is_within_axes(label: tuple[float, float, str]) -> bool:
+    """Does a label cross no edge of the plotting area?"""
     x, y, anchor = label
-    left, right = {"start": (0, 1), "end": (1, 0), "middle": (0.5, 0.5)}[anchor]
-    bottom = COST_INNER_PX[3]
-    return x - left * _LABEL_PX >= 0 and x + right * _LABEL_PX <= COST_PX[0] and 12 <= y <= bottom
+    before, after = {"start": (0, 1), "end": (1, 0), "middle": (0.5, 0.5)}[anchor]
+    left, top, right, bottom = COST_INNER_PX
+    is_wide_enough = left <= x - before * _LABEL_PX and x + after * _LABEL_PX <= right
+    return is_wide_enough and top + _LABEL_HIGH_PX <= y <= bottom
 
 
 def _clearance_px(label: tuple[float, float, str], mark: tuple[float, float]) -> float:
