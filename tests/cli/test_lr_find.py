@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import re
 import signal
@@ -20,7 +21,7 @@ from support.range_trials import drawn, network
 from trainer.base.exits import EXIT_STOPPED
 from trainer.cli.main import app
 from trainer.lr_finder import output, plots
-from trainer.lr_finder.rules import Curve
+from trainer.lr_finder.rules import Candidate, Curve
 
 SET = small_set("batch.images=8 epochs=1")
 FLAGS = [
@@ -167,6 +168,76 @@ def test_the_pages_own_rule_says_what_another_batch_would_take():
         f"by the recipe's linear rule: 16 images {value / 2:.3g}, 64 images {2 * value:.3g}, 128 images {4 * value:.3g}"
         in printed(found)
     )
+
+
+def test_a_mean_that_is_cut_has_both_columns_and_the_level_in_words():
+    """Losses of 6, 1.31 and 1.32 have a mean of 2.8767; the first counts as 2: 1.5433."""
+    made = found_of(TRIAL)
+    losses = {0: 6.0, 1: 1.31, 2: 1.32}
+    cut = Candidate(0.1, losses, 8.63 / 3, 4.63 / 3)
+    over = Candidate(1.0, losses | {0: math.inf}, math.inf, 4.63 / 3)
+    plain = Candidate(0.01, dict.fromkeys(range(3), 1.0), 1.0, 1.0)
+    for candidates, is_cut in (((plain, cut, over), True), ((plain,), False)):
+        suggestion = replace(
+            made.suggestion, candidates=candidates, level_nats=2.0, level_name="the loss of a stone"
+        )
+        text = printed(replace(made, suggestion=suggestion))
+        assert ("counted as" in text) == is_cut == ("2, the loss of a stone" in text)
+        assert re.search(r"^0.01 .* 1\.0000" + (r" +1\.0000 *$" if is_cut else " *$"), text, re.M)
+        if is_cut:
+            assert re.search(r"^0.1 +6\.0000 +1\.3100 +1\.3200 +2\.8767 +1\.5433 *$", text, re.M)
+            assert re.search(r"^1 +diverged .* diverged +1\.5433 *$", text, re.M)
+
+
+class Clock:
+    """Seconds that pass only when a test says so."""
+
+    def __init__(self):
+        self.now_s = 100.0
+
+    def __call__(self):
+        return self.now_s
+
+
+def test_a_file_is_told_now_and_then_how_far_it_is_and_after_a_trial_how_long_it_takes():
+    """Two ramps of 40 steps of 2 s and 120 steps more: 200 in all, and a kept one of 20 between."""
+    clock, file = Clock(), io.StringIO()
+    log = output.TerminalLog(Console(file=file, width=120), 200, clock)
+    none = np.array([])
+
+    def trial(seed, num_steps):
+        log.start(seed, "ramp", 40)
+        for _ in range(num_steps):
+            clock.now_s += 2.0
+            log.step(0.01, 2.5)
+
+    def over(seed, num_steps, was_kept=False):
+        values = np.full(num_steps, 0.01)
+        curve = Curve(values, values, (none.astype(int), none), 2.0, "ramp", seed, "ramp")
+        log.end(curve, 0.01, was_kept)
+
+    with log:
+        trial(0, 40)
+        lines = [line for line in file.getvalue().splitlines() if "step " in line]
+        steps = [int(re.search(r"step (\d+)/40", line)[1]) for line in lines]
+        assert steps == list(range(5, 41, 5)), "every ten seconds"
+        assert all("seed 0" in line and "2.5000" in line for line in lines)
+        assert "time left" not in file.getvalue()
+        over(0, 40)
+        over(1, 20, was_kept=True)
+        trial(2, 5)
+    # 200 - 40 - 20 - 5 steps of 2 s
+    last = file.getvalue().splitlines()[-1]
+    assert "seed 2" in last and "step 5/40" in last and "0:04:30" in last
+
+
+def test_a_terminal_has_the_bar_and_no_such_lines():
+    clock, file = Clock(), io.StringIO()
+    log = output.TerminalLog(Console(file=file, width=120, force_terminal=True), 200, clock)
+    log.start(0, "ramp", 40)
+    clock.now_s += 60.0
+    log.step(0.01, 2.5)
+    assert "step 1/40" not in file.getvalue()
 
 
 def test_where_there_is_none_it_says_so_and_gives_no_command():

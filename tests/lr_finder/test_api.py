@@ -17,7 +17,9 @@ from rich.console import Console
 import trainer.data.dataset
 import trainer.lr_finder.baseline
 import trainer.lr_finder.trial
+from support.found import found_of
 from support.plans import small_plan, small_set
+from support.range_trials import drawn, network
 from trainer.api import lr_find
 from trainer.base.errors import UserError
 from trainer.base.settings import make_settings
@@ -28,6 +30,8 @@ from trainer.lr_finder.api import (
     LRFinderResult,
     Request,
     baseline_losses,
+    obstacle,
+    on_few_images,
     run,
     schedule_shape,
     set_up,
@@ -207,6 +211,21 @@ def test_a_constant_loss_gives_no_reliable_suggestion(monkeypatch):
     assert made.suggestion.value is None and made.command is None
     assert made.suggestion.reason.startswith("no reliable suggestion: ")
     assert repr(made) == made.suggestion.reason
+
+
+def test_a_slice_of_few_images_stands_in_the_answer_and_one_of_fifty_does_not():
+    made = found_of(drawn(network(best=0.05), 0.02)).suggestion
+    assert "only 13 images" in on_few_images(made, 13).reason
+    assert made.reason in on_few_images(made, 13).reason
+    assert on_few_images(made, 50) is made
+    none = replace(made, value=None)
+    assert on_few_images(none, 13) is none
+
+
+def test_few_training_images_are_an_obstacle_that_longer_trials_do_not_move():
+    assert "130 training images" in obstacle(130, False) and "weights=" in obstacle(130, False)
+    assert "weights=" not in obstacle(130, True), "they are given"
+    assert obstacle(500, False) == ""
 
 
 def test_a_loss_that_is_never_a_number_gives_no_reliable_suggestion(monkeypatch):

@@ -1,7 +1,10 @@
 """The decision over ramps, probes and the race, on problems whose answer is known."""
 
+import json
+import math
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.range_trials import bowl, descend, drawn, network
-from trainer.lr_finder.candidates import CandidateGrid, Lengths, decide, lengths_for, probe
+from trainer.lr_finder.candidates import (
+    CandidateGrid,
+    CandidateSearch,
+    Lengths,
+    decide,
+    lengths_for,
+    probe,
+)
 from trainer.lr_finder.rules import BaselineLosses
 
 SEEDS = (0, 1, 2)
@@ -388,6 +398,87 @@ def test_the_reason_says_what_the_table_says():
         assert f"{value:.3g} at {on_all[value]:.4f}" in found.reason
     assert f"lowest at {found.value:.3g}" in found.reason
     assert f"{found.interval.lowest:.3g} to {found.interval.highest:.3g}" in found.reason
+
+
+def ending_at(losses):
+    """Candidates that end at losses[seed] nats, and 0.3 more for each factor of three from 0.0412,
+    with a cliff above it on seed 0.
+    """
+
+    def trial(seed, values, purpose):
+        curve = drawn(network(), noise=0.02)(seed, values, purpose)
+        if purpose != "race":
+            return curve
+        place = np.log(max(values) / (10 / 3**5)) / np.log(3)
+        end = losses[seed] + (5.0 if place > 0.5 and not seed else 0.3 * abs(place))
+        return replace(curve, held_out=(curve.held_out[0][-1:], np.array([end])))
+
+    return trial
+
+
+def test_the_mean_is_of_what_was_measured_and_what_is_compared_stands_beside_it():
+    """Above 0.0412 the seeds end at 6.0, 1.31 and 1.32, of which the first counts as 2."""
+    level = BaselineLosses(held_out=2.0)
+    found = decided(ending_at([1.0, 1.01, 1.02]), SMALL, baselines=level, level_name="the level")
+    one = next(one for one in found.candidates if one.value == pytest.approx(10 / 3**4))
+    assert list(one.losses.values()) == pytest.approx([6.0, 1.31, 1.32])
+    assert one.mean == pytest.approx(8.63 / 3) and one.counted == pytest.approx(4.63 / 3)
+    assert one.is_cut and (found.level_nats, found.level_name) == (2.0, "the level")
+    assert "a loss above 2, the level, counts as 2" in found.reason
+    others = [one for one in found.candidates if one.value < 0.05]
+    assert others and all(one.mean == one.counted and not one.is_cut for one in others)
+
+
+def test_a_start_below_the_constant_prediction_is_the_level_and_is_called_so():
+    """As of weights that were trained before: 2.3 nats, where knowing nothing costs 5."""
+    found = decided(ending_at([1.0] * 3), SMALL, baselines=BaselineLosses(held_out=5.0))
+    assert found.level_nats == pytest.approx(2.3) and "first step" in found.level_name
+
+
+@pytest.mark.parametrize(("spread", "has_value"), [(0.01, True), (0.04, True), (0.045, False)])
+def test_a_win_below_the_level_within_the_noise_of_the_seeds_is_no_answer(spread, has_value):
+    """Three seeds win 0.05 + spread, 0.05 and 0.05 - spread: the standard error is spread /
+    sqrt(3), so that 0.05 is twice that at 0.0433.
+    """
+    level = BaselineLosses(held_out=1.0)
+    ends = [0.95 - spread, 0.95, 0.95 + spread]
+    found = decided(ending_at(ends), SMALL, baselines=level)
+    assert (found.value is not None) == has_value, found.reason
+    assert ("noise between 3 seeds" in found.reason) == (not has_value)
+    # where there are more seeds, these are asked
+    more = decided(ending_at([*ends, 0.95, 0.95]), SMALL, baselines=level, seeds=range(5))
+    assert max(len(one.losses) for one in more.candidates) > 3 or has_value
+
+
+def test_too_few_images_are_named_in_place_of_more_steps():
+    flat = drawn(lambda value, seed: 2.3)
+    assert "more steps=" in decided(flat).reason
+    reason = decided(flat, obstacle="40 images are too few").reason
+    assert reason.count("40 images are too few") == 1 and "steps=" not in reason
+
+
+STORED = sorted((Path(__file__).parents[2] / "results" / "lr-find").glob("*.json"))
+LEVELS = {"A": -0.1 * math.log(0.1) - 0.9 * math.log(0.9)}  # BCE; else ten classes alike
+
+
+@pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
+def test_what_was_measured_on_the_digits_still_gives_the_answers_that_were_stored(path):
+    grid = CandidateGrid(np.geomspace(1e-6, 10, 44))
+    for answer in json.loads(path.read_text()).values():
+        search = CandidateSearch(
+            trial=None,
+            seeds=range(20),
+            grid=grid,
+            lengths=SMALL,
+            shape=np.ones(44),
+            level=LEVELS.get(path.name[0], math.log(10)),
+        )
+        for value, losses in answer["candidates"]:
+            ends = {int(s): math.inf if x is None else x for s, x in losses.items()}
+            search.losses[round(grid.place(value))] = ends
+        value, interval, reason = search.result()
+        assert value * answer["share"] == pytest.approx(answer["value"], rel=2e-3), reason
+        assert interval.num_seeds == answer["interval"]["num_seeds"]
 
 
 def test_one_seed_has_an_answer_and_no_interval_is_claimed():

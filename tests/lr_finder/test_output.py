@@ -83,6 +83,10 @@ def test_the_suggestion_is_json_with_what_it_holds_for_and_how_to_use_it(written
     assert [one["value"] for one in facts["candidates"]] == [
         one.value for one in suggestion.candidates
     ]
+    assert [one["counted_as"] for one in facts["candidates"]] == [
+        one.counted for one in suggestion.candidates
+    ]
+    assert facts["level"] == {"nats": suggestion.level_nats, "name": suggestion.level_name}
     assert "NaN" not in json.dumps(facts) and "Infinity" not in json.dumps(facts)
 
 

@@ -27,6 +27,20 @@ CASES = {
         "curve": "heldout",
     },
     "with floors": {"trial": drawn(network(best=0.3), 0.05), "baselines": BaselineLosses(2.0, 1.9)},
+    "cut at the level": {
+        "trial": drawn(network(best=0.3), 0.05),
+        "baselines": BaselineLosses(2.0, 0.9),
+        "own": 0.06,
+    },
+    "stuck at the level": {
+        "trial": drawn(lambda value, seed: 0.693 if value < 1e-4 else 0.325, rate=0.4),
+        "baselines": BaselineLosses(0.325, 0.325),
+    },
+    "less than a decade": {
+        "trial": drawn(network(best=0.05), 0.02),
+        "values": np.geomspace(0.02, 0.09, 60),
+        "own": 0.03,
+    },
     "no suggestion": {"trial": drawn(lambda value, seed: 2.3, 0.02)},
     "one seed, at the right end": {
         "trial": drawn(network(best=1e-3), 0.01),
@@ -78,6 +92,21 @@ def test_no_text_touches_another_or_leaves_the_picture(drawing):
         across = min(first.x1, second.x1) - max(first.x0, second.x0)
         up = min(first.y1, second.y1) - max(first.y0, second.y0)
         assert across <= 1 or up <= 1, (one, other)
+
+
+def test_no_label_wants_a_font_of_mathematics(drawing):
+    _, figure = drawing
+    FigureCanvasAgg(figure).draw()
+    assert not [text.get_text() for text in figure.findobj(Text) if "$" in text.get_text()]
+    labels = [label.get_text() for label in figure.axes[-1].get_xticklabels(which="both")]
+    assert all(float(label.replace("\N{MINUS SIGN}", "-")) >= 0 for label in labels if label)
+    assert sum(map(bool, labels)) > 1
+
+
+def test_a_rule_without_a_value_says_why_where_there_is_a_baseline():
+    for case, is_said in (("stuck at the level", True), ("no suggestion", False)):
+        shown = " ".join(text.get_text() for text in draw(found_of(**CASES[case])).findobj(Text))
+        assert "no value" in shown and ("below the dotted baseline" in shown) == is_said
 
 
 def test_letters_are_large_enough_at_900_px(drawing):

@@ -29,8 +29,8 @@ from trainer.data.patches import planned_over
 from trainer.data.profile import data_folder
 from trainer.data.workers import Watch
 from trainer.distributed.communicator import Ranks, alone
-from trainer.lr_finder.baseline import check_hold_out, hold_out
-from trainer.lr_finder.candidates import Lengths, decide, lengths_for
+from trainer.lr_finder.baseline import FEW_HELD, FEW_TRAIN, check_hold_out, hold_out
+from trainer.lr_finder.candidates import CONSTANT_LEVEL, Lengths, decide, lengths_for
 from trainer.lr_finder.output import lr_find_name, write_results
 from trainer.lr_finder.plots import draw
 from trainer.lr_finder.ramp import Scalar, check_effect, find_scalar, ramp_values, without_schedule
@@ -49,6 +49,7 @@ from trainer.tasks import task_of
 from trainer.tasks.constant import equal_odds_loss
 
 _MOST_SEEDS, _MOST_STEPS = 100, 10_000
+_CLASSES_LEVEL = "the loss of always predicting the class shares"
 
 
 @dataclass(frozen=True)
@@ -295,9 +296,11 @@ def _decided(
         curve=setup.curve,
         is_rate=setup.scalar.is_rate,
         own=setup.scalar.own,
+        level_name=CONSTANT_LEVEL if setup.plan.recipe.task else _CLASSES_LEVEL,
+        obstacle=obstacle(setup.plan.profile.num_train, setup.job.weights is not None),
     )
     return LRFinderResult(
-        suggestion=suggestion,
+        suggestion=on_few_images(suggestion, setup.data.val.num_images),
         scalar=setup.scalar,
         values=setup.values,
         plan=setup.plan,
@@ -313,6 +316,27 @@ def _decided(
             else None
         ),
     )
+
+
+def obstacle(num_train: int, has_weights: bool) -> str:
+    """What keeps candidates from learning where longer trials would not help, and its remedy; else
+    empty.
+    """
+    if num_train >= FEW_TRAIN:
+        return ""
+    remedy = "add images" if has_weights else "start from weights=, or add images"
+    return f"{num_train} training images are too few to learn much from; {remedy}"
+
+
+def on_few_images(suggestion: Suggestion, num_held_out: int) -> Suggestion:
+    """The suggestion; where the slice is small, its reason begins with how little that tells.
+
+    The seeds share the slice, so that they may agree on what is chance.
+    """
+    if suggestion.value is None or num_held_out >= FEW_HELD:
+        return suggestion
+    few = f"judged on only {num_held_out} images, the same for all seeds, which hardly tell"
+    return dataclasses.replace(suggestion, reason=f"{few} rates apart; {suggestion.reason}")
 
 
 def baseline_losses(setup: Setup) -> BaselineLosses:

@@ -26,6 +26,8 @@ from trainer.tasks import task_of
 
 SHARE = 0.1
 MOST_IMAGES, LEAST_IMAGES = 1024, 10
+FEW_HELD = 50  # images, of which a class or two decides
+FEW_TRAIN = 500  # images, from which first weights hardly learn in any number of steps
 _FORWARD_IMAGES = 128  # at once, where no norm asks for a sample of its own
 _LEAST_SAMPLE = 32  # where one does: statistics of fewer images would make the measure itself noisy
 

@@ -18,6 +18,8 @@ from trainer.lr_finder.rules import (
     Spread,
     Suggestion,
     is_even,
+    is_stable,
+    last_loss,
     read,
     series,
     smoothing_for,
@@ -37,6 +39,9 @@ MOST_STEPS_APART = 1.0
 # factor of 1.5 once in twenty times; beyond it there is another seed
 MOST_ERROR_STEPS = 0.13
 LEAST_WON_SHARE = 0.01  # of the level: candidates that end no lower have taught nothing
+LEAST_WON_ERRORS = 2.0  # standard errors, over seeds, of what is won below the level
+CONSTANT_LEVEL = "the loss of the best constant prediction"
+_START_LEVEL = "the loss before the first step"
 
 
 @dataclass(frozen=True)
@@ -107,27 +112,6 @@ def probe(
     return stable, unstable
 
 
-def is_stable(curve: Curve) -> bool:
-    """Did a trial of one constant value end no higher than it began?"""
-    _steps, held_out = curve.held_out
-    if curve.ended != "ramp":
-        return False
-    if curve.start_loss is not None and len(held_out):
-        return bool(held_out[-1] <= curve.start_loss)
-    return last_loss(curve) <= curve.losses[0]
-
-
-def last_loss(curve: Curve) -> float:
-    """What a trial ended at: its last held-out loss; without a slice, the median of its last tenth;
-    infinite if it diverged.
-    """
-    if curve.ended != "ramp":
-        return math.inf
-    held_out, last_tenth = curve.held_out[1], max(1, len(curve.losses) // 10)
-    loss = held_out[-1] if len(held_out) else np.median(curve.losses[-last_tenth:])
-    return float(loss) if math.isfinite(loss) else math.inf
-
-
 class CandidateGrid:
     """The values that may be candidates: from the ramp's last value down, two to a factor of APART.
 
@@ -170,8 +154,10 @@ class CandidateSearch:
 
     The first seed climbs to a candidate that both neighbours lose against; these three are then
     trained on every other seed, and on more where these do not agree. The answer is where a
-    parabola through their mean losses is lowest. level: the loss of knowing nothing; what ends
-    higher, or diverged, counts as that. losses: by index, by seed.
+    parabola through their mean losses is lowest. level: the loss of knowing nothing, or that before
+    the first step where it is lower; what ends higher, or diverged, counts as that. level_name: the
+    same in words. obstacle: what keeps candidates from learning, with its remedy; empty where
+    longer trials may help. losses: by index, by seed.
     """
 
     trial: Trial
@@ -180,6 +166,8 @@ class CandidateSearch:
     lengths: Lengths
     shape: np.ndarray
     level: float
+    level_name: str = CONSTANT_LEVEL
+    obstacle: str = ""
     losses: dict[int, dict[int, float]] = field(default_factory=dict)
     num_seeds: int = 0  # that the best is to be tried on
 
@@ -243,6 +231,8 @@ class CandidateSearch:
             or not self._has_learned(best)
         ):
             return False
+        if self._is_within_noise(best):
+            return True
         places = [self.grid.place(value) / 2 for value in self._by_seed(best)]
         return float(np.std(places, ddof=1)) / math.sqrt(count) > MOST_ERROR_STEPS
 
@@ -257,7 +247,8 @@ class CandidateSearch:
             start = curve.start_loss
             if start is None and len(curve.losses):
                 start = start_of(curve.losses)
-            self.level = min(self.level, math.inf if start is None else start)
+            if start is not None and start < self.level:
+                self.level, self.level_name = start, _START_LEVEL
         self.losses.setdefault(index, {})[seed] = last_loss(curve)
 
     def _around(self, index: int) -> tuple[int, int, int]:
@@ -279,10 +270,25 @@ class CandidateSearch:
     def _has_learned(self, index: int) -> bool:
         return self.level - self._mean(index) > LEAST_WON_SHARE * abs(self.level)
 
+    def _is_within_noise(self, index: int) -> bool:
+        """Does a candidate lie below the level by no more than the seeds differ by chance? Of one
+        seed nothing is known.
+        """
+        won = self.level - np.array(self._counted(index))
+        if len(won) < 2:
+            return False
+        error = float(np.std(won, ddof=1)) / math.sqrt(len(won))
+        return float(np.mean(won)) <= LEAST_WON_ERRORS * error
+
     def candidates(self) -> tuple[Candidate, ...]:
         """What was measured, values ascending."""
         return tuple(
-            Candidate(self.grid.at(index), dict(self.losses[index]), self._mean(index))
+            Candidate(
+                self.grid.at(index),
+                dict(self.losses[index]),
+                float(np.mean(list(self.losses[index].values()))),
+                self._mean(index),
+            )
             for index in sorted(self.losses, reverse=True)
         )
 
@@ -292,12 +298,20 @@ class CandidateSearch:
         length = f"{len(self.shape)} steps"
         if not self._has_learned(best):
             why = (
-                f"no candidate ends clearly below {self.level:.4g} nats after {length}; try more"
-                " steps=, or other from= and to="
+                f"no candidate ends clearly below {self.level:.4g} nats, {self.level_name}, after"
+                f" {length}; {self.obstacle or 'try more steps=, or other from= and to='}"
             )
             return None, None, why
         why = self._one_sided(best)
         if why:
+            return None, None, why
+        longer = self.obstacle or "try more seeds= or steps="
+        if self._is_within_noise(best):
+            why = (
+                f"{self.grid.at(best):.3g} ends lowest, at {self._mean(best):.4f} nats, which is"
+                f" below {self.level:.4g}, {self.level_name}, by no more than the noise between"
+                f" {len(self.losses[best])} seeds; {longer}"
+            )
             return None, None, why
         own = spread(self._by_seed(best))
         assert own is not None
@@ -306,7 +320,7 @@ class CandidateSearch:
                 None,
                 own,
                 f"the seeds disagree: each alone, after {length}, they find {own.lowest:.3g} to"
-                f" {own.highest:.3g}; try more seeds= or steps=",
+                f" {own.highest:.3g}; {longer}",
             )
         value = self._lowest_point(best, *map(self._mean, self._around(best)))
         return value, own, self._reason(best, value, own)
@@ -350,13 +364,18 @@ class CandidateSearch:
         alone = f" ({own.lowest:.3g} to {own.highest:.3g} by each seed alone)" if over else ""
         losses = [self.losses[index].values() for index in self._around(best)]
         is_cut = max(map(max, losses)) > self.level
-        cut = f", where what ends above {self.level:.4g} counts as that," if is_cut else ""
+        cut = f" ({counted_as(self.level, self.level_name)})" if is_cut else ""
         return (
             f"of {count} candidates trained for {len(self.shape)} steps{over},"
-            f" {self.grid.at(best):.3g} ends lowest{mean}{cut} at {means[1]} nats, {smaller} at"
-            f" {means[2]} and {larger} at {means[0]}; a parabola through the three is lowest at"
-            f" {value:.3g}{alone}"
+            f" {self.grid.at(best):.3g} ends lowest{mean} at {means[1]} nats, {smaller} at"
+            f" {means[2]} and {larger} at {means[0]}{cut}; a parabola through the three is lowest"
+            f" at {value:.3g}{alone}"
         )
+
+
+def counted_as(level: float, name: str) -> str:
+    """How a loss above the level enters the comparison of candidates, in words."""
+    return f"a loss above {level:.4g}, {name}, counts as {level:.4g}"
 
 
 def lengths_for(
@@ -392,6 +411,8 @@ def decide(
     curve: str = "both",
     is_rate: bool = True,
     own: float | None = None,
+    level_name: str = CONSTANT_LEVEL,
+    obstacle: str = "",
 ) -> Suggestion:
     """The whole decision: every trial it needs, then one value or the reason why there is none.
 
@@ -401,7 +422,8 @@ def decide(
     schedule shrunk to so many steps; ones for a scalar that has no schedule. curve: which of CURVES
     the rules read; candidates are judged on the held-out loss where there is one. is_rate: the
     values are learning rates, of which a long run takes smaller ones than a short trial. own: the
-    recipe's value, where candidates start if no ramp says anything.
+    recipe's value, where candidates start if no ramp says anything. level_name, obstacle: as
+    CandidateSearch has them.
 
     Ramps and rules say where to begin, however far they are apart; the candidates decide.
     """
@@ -419,7 +441,7 @@ def decide(
     if edge:
         stable, unstable = probe(recorded, seeds[0], grid, edge.median, lengths)
     level = math.inf if baselines.held_out is None else baselines.held_out
-    search = CandidateSearch(recorded, seeds, grid, lengths, shape, level)
+    search = CandidateSearch(recorded, seeds, grid, lengths, shape, level, level_name, obstacle)
     search.run(_middle(grid, [*rules.values(), edge], own))
     value, interval, reason = search.result()
     if value is not None and interval and is_rate and lengths.horizon_share < 1:
@@ -436,6 +458,8 @@ def decide(
         stable=stable,
         unstable=unstable,
         candidates=search.candidates(),
+        level_nats=search.level,
+        level_name=search.level_name,
         curves=tuple(curves),
         smoothing={
             which: smoothing_for(len(series(ramps[0], which)[1])) for which in ("train", "heldout")

@@ -10,7 +10,8 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,17 @@ from torch.utils.tensorboard import SummaryWriter
 from trainer.base import provenance
 from trainer.base.disk import write_atomically
 from trainer.base.plugins import loaded_plugins
+from trainer.lr_finder.baseline import FEW_HELD
+from trainer.lr_finder.candidates import counted_as
 from trainer.lr_finder.plots import draw, interval_text, plot, plot_columns
 from trainer.lr_finder.rules import Candidate, Curve, is_even
 from trainer.lr_finder.trial import TrialLog
 from trainer.recipe.plan import Plan
 from trainer.runs import summary as show
+from trainer.runs.loggers.logger import PLAIN_LINE_S
 from trainer.runs.plan_lines import batch_line
 
 CURVE_COLUMNS = ("trial", "purpose", "seed", "step", "value", "loss_nats", "held_out_nats")
-_FEW_HELD = 50  # images, of which a class or two decides
 _WORDS = {"ramp": "ramp", "probe": "stability probe", "race": "candidate trial"}
 _FAR_ABOVE = 2.0  # times the loss of equal odds
 _ENDS = {
@@ -110,9 +113,15 @@ def plain_suggestion(found) -> dict[str, Any]:
         "stable": suggestion.stable,
         "unstable": suggestion.unstable,
         "candidates": [
-            {"value": one.value, "losses": _plain_losses(one), "mean": _plain(one.mean)}
+            {
+                "value": one.value,
+                "losses": _plain_losses(one),
+                "mean": _plain(one.mean),
+                "counted_as": _plain(one.counted),
+            }
             for one in suggestion.candidates
         ],
+        "level": {"nats": _plain(suggestion.level_nats), "name": suggestion.level_name},
         "smoothing": dict(suggestion.smoothing),
         "floors": dataclasses.asdict(suggestion.baselines),
         "asked": found.asked,
@@ -175,10 +184,10 @@ def print_plan_head(out: Console, setup) -> None:
             style="yellow",
             markup=False,
         )
-    if held < _FEW_HELD:
+    if held < FEW_HELD:
         out.print(
-            f"note: {held} images tell rates apart only by their loss, and hardly; more images, or"
-            " more seeds=, tell more",
+            f"note: {held} images tell rates apart only by their loss, and hardly; more images tell"
+            " more, more seeds= share the same ones",
             style="yellow",
             markup=False,
         )
@@ -193,18 +202,27 @@ def print_plan_head(out: Console, setup) -> None:
 
 
 class TerminalLog(TrialLog):
-    """A bar while trials run, where the output is a terminal; and one line for each that is
-    over.
+    """A bar while trials run where the output is a terminal, else a line now and then; and one line
+    for each that is over.
+
+    most_steps: of all trials. clock: seconds, ever rising.
     """
 
-    def __init__(self, out: Console, most_steps: int) -> None:
-        self.out, self.num_trials = out, 0
+    def __init__(
+        self, out: Console, most_steps: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.out, self.num_trials, self._clock = out, 0, clock
         facts = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[facts]}")
         self._bar = Progress(
             *facts, TimeElapsedColumn(), console=out, transient=True, disable=not out.is_terminal
         )
         self._task = self._bar.add_task("", total=most_steps, facts="")
-        self._started_s = time.monotonic()
+        self._most_steps, self._name = most_steps, ""
+        # steps: of this trial until now and in all; taken by trials that ran here; which no
+        # later trial can take
+        self._step = self._num_steps = self._num_taken = self._num_gone = 0
+        self._num_run, self._seconds = 0, 0.0  # trials that ran to their end here, and their time
+        self._started_s = self._last_line_s = clock()
 
     def __enter__(self) -> TerminalLog:
         self._bar.start()
@@ -214,15 +232,37 @@ class TerminalLog(TrialLog):
         self._bar.stop()
 
     def start(self, seed: int, purpose: str, num_steps: int) -> None:
-        self._started_s = time.monotonic()
+        self._started_s = self._clock()
+        self._name, self._step, self._num_steps = f"{_WORDS[purpose]}, seed {seed}", 0, num_steps
         self._bar.update(self._task, description=f"{purpose}, seed {seed}")
 
     def step(self, value: float, loss_nats: float) -> None:
-        self._bar.update(self._task, advance=1, facts=f"{value:.2e}  loss {loss_nats:.4f}")
+        self._step += 1
+        facts = f"{value:.2e}  loss {loss_nats:.4f}"
+        self._bar.update(self._task, advance=1, facts=facts)
+        now_s = self._clock()
+        if self.out.is_terminal or now_s - self._last_line_s < PLAIN_LINE_S:
+            return
+        self._last_line_s = now_s
+        line = f"{self._name:34} step {self._step}/{self._num_steps}  {facts}"
+        self.out.print(line + self._left(now_s), markup=False)
+
+    def _left(self, now_s: float) -> str:
+        """The time that is left, if no trial ends early; empty until one has ended."""
+        if not self._num_run:
+            return ""
+        step_s = (self._seconds + now_s - self._started_s) / (self._num_taken + self._step)
+        left_s = step_s * (self._most_steps - self._num_gone - self._step)
+        return f"  time left at most {timedelta(seconds=round(left_s))}"
 
     def end(self, curve: Curve, asked: float, was_kept: bool) -> None:
         self.num_trials += 1
-        seconds = None if was_kept else time.monotonic() - self._started_s
+        seconds = None if was_kept else self._clock() - self._started_s
+        self._num_gone += len(curve.losses) if was_kept else self._num_steps
+        if seconds is not None:
+            self._num_run, self._seconds = self._num_run + 1, self._seconds + seconds
+            self._num_taken += self._step
+            self._last_line_s = self._clock()
         self.out.print(trial_line(curve, asked, seconds), markup=False)
 
 
@@ -255,6 +295,9 @@ def result(out: Console, found) -> None:
     out.print(rules_table(found))
     if suggestion.candidates:
         out.print(candidates_table(found))
+        if any(one.is_cut for one in _compared(found)):
+            line = f"counted as: {counted_as(suggestion.level_nats, suggestion.level_name)}"
+            out.print(line, markup=False)
     smoothing = ", ".join(f"{which} {share:.2f}" for which, share in suggestion.smoothing.items())
     out.print(
         "smoothing: each point of the moving average keeps this share of the one before it:"
@@ -311,16 +354,27 @@ def rules_table(found) -> Table:
 
 
 def candidates_table(found) -> Table:
-    """Each candidate's last held-out loss, by seed, and the mean that they are compared by."""
-    candidates = found.suggestion.candidates
+    """Each candidate's last held-out loss, by seed, their mean and, where that is another, the one
+    that is compared.
+    """
+    candidates, compared = found.suggestion.candidates, _compared(found)
     seeds = sorted({seed for one in candidates for seed in one.losses})
-    headings = "candidates: final held-out loss", *(f"seed {seed}" for seed in seeds), "mean"
+    means = ["mean", "counted as"] if any(one.is_cut for one in compared) else ["mean"]
+    headings = "candidates: final held-out loss", *(f"seed {seed}" for seed in seeds), *means
     table = Table(*headings, box=None, pad_edge=False)
     for one in candidates:
         losses = (_loss_text(one.losses.get(seed)) for seed in seeds)
-        is_compared = len(one.losses) == len(seeds)
-        table.add_row(f"{one.value:.3g}", *losses, f"{one.mean:.4f}" if is_compared else "")
+        both = one.mean, one.counted
+        shown = (_loss_text(loss) if one in compared else "" for loss in both[: len(means)])
+        table.add_row(f"{one.value:.3g}", *losses, *shown)
     return table
+
+
+def _compared(found) -> list[Candidate]:
+    """The candidates that every seed trained."""
+    candidates = found.suggestion.candidates
+    most = max((len(one.losses) for one in candidates), default=0)
+    return [one for one in candidates if len(one.losses) == most]
 
 
 def _loss_text(loss: float | None) -> str:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator
 from rich.console import Console
 from rich.text import Text
 
 from trainer.lr_finder.rules import (
+    RULES,
     BaselineLosses,
     Curve,
     Spread,
@@ -45,6 +46,16 @@ _ABOVE_PX, _BELOW_PX = 108, 100
 _PLOT_ROWS, _LEAST_COLUMNS, _MOST_COLUMNS = 14, 30, 100
 # of a braille letter, column by column: Unicode's order
 _DOTS = (0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80)
+
+
+class PlainLogFormatter(LogFormatter):
+    """Labels of a logarithmic axis as plain numbers: matplotlib's powers want fonts of mathematics,
+    which not every machine has.
+    """
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        """The label of a tick; empty for one that has none."""
+        return f"{x:g}" if super().__call__(x, pos) else ""
 
 
 def median_curve(curves: list[Curve], which: str) -> tuple[np.ndarray, np.ndarray]:
@@ -87,13 +98,14 @@ def draw(found) -> NotebookFigure:
     """
     suggestion = found.suggestion
     ratios = [3.0, 1.05, 1.25] if suggestion.candidates else [3.0, 1.05]
-    height_px = _ABOVE_PX + _BELOW_PX + 95 * sum(ratios)
+    below_px = _BELOW_PX + _ROW_PX * any(one.is_cut for one in suggestion.candidates)
+    height_px = _ABOVE_PX + below_px + 95 * sum(ratios)
     figure = NotebookFigure(figsize=(WIDTH_PX / DPI, height_px / DPI), dpi=DPI)
     grid = {"height_ratios": ratios, "hspace": 0.14, "left": 0.115, "right": 0.975}
-    grid |= {"top": 1 - _ABOVE_PX / height_px, "bottom": _BELOW_PX / height_px}
+    grid |= {"top": 1 - _ABOVE_PX / height_px, "bottom": below_px / height_px}
     panels = figure.subplots(len(ratios), 1, sharex=True, gridspec_kw=grid)
     _draw_losses(panels[0], found)
-    _draw_rules(panels[1], suggestion)
+    _draw_rules(panels[1], found)
     if suggestion.candidates:
         _draw_candidates(panels[2], found)
     for panel in panels:
@@ -109,8 +121,8 @@ def draw(found) -> NotebookFigure:
         panel.yaxis.set_label_coords(-0.085, 0.5)
     panels[-1].set_xlabel(axis_name(found))
     figure.suptitle(title(found), fontsize=11, x=0.012, y=1 - 8 / height_px, ha="left", va="top")
-    drawn = panels[0].get_legend_handles_labels()
-    figure.legend(*drawn, loc="lower center", ncols=2, fontsize=8.5, frameon=False)
+    drawn = [line for panel in panels for line in panel.get_legend_handles_labels()[0]]
+    figure.legend(handles=drawn, loc="lower center", ncols=2, fontsize=8.5, frameon=False)
     _label_marks(panels[0], found)
     return figure
 
@@ -172,6 +184,8 @@ def _draw_losses(panel, found) -> None:
     panel.set_ylabel("loss (nats)")
     if not is_even(found.values):
         panel.set_xscale("log")
+        panel.xaxis.set_major_formatter(PlainLogFormatter())
+        panel.xaxis.set_minor_formatter(PlainLogFormatter(labelOnlyBase=False))
     panel.set_xlim(found.values[0], found.values[-1])
 
 
@@ -254,17 +268,22 @@ def _draw_baselines(panel, baselines: BaselineLosses, shown: Sequence[str]) -> l
     return list(levels.values())
 
 
-def _draw_rules(panel, suggestion) -> None:
+def _draw_rules(panel, found) -> None:
+    suggestion = found.suggestion
+    has_level = any(baseline_of(suggestion.baselines, which) for which in median_curves(found))
     rows: dict[str, Spread | None] = {**suggestion.rules, "edge": suggestion.edge}
     line = {"color": GREY, "linewidth": 3.5, "solid_capstyle": "round", "alpha": 0.6}
     dot = {"color": ORANGE, "markersize": 6, "markeredgecolor": "black"}
-    for place, spread in enumerate(rows.values()):
+    for place, (name, spread) in enumerate(rows.items()):
         if spread:
             panel.plot([spread.lowest, spread.highest], [place, place], **line)
             panel.plot([spread.median], [place], "o", **dot)
         else:
             look = {"fontsize": 8, "color": GREY, "va": "center", "backgroundcolor": "white"}
-            panel.text(0.01, place, "no value", transform=panel.get_yaxis_transform(), **look)
+            is_below = has_level and name in RULES and not name.startswith("edge")
+            why = ": only points below the dotted baseline count" if is_below else ""
+            at = {"transform": panel.get_yaxis_transform()}
+            panel.text(0.01, place, f"no value{why}", **at, **look)
     panel.set_yticks(range(len(rows)), list(rows), fontsize=8.5)
     panel.set_ylim(len(rows) - 0.4, -0.6)
 
@@ -276,8 +295,13 @@ def _draw_candidates(panel, found) -> None:
         for loss in candidate.losses.values():
             marker = "o" if loss <= top else "^"
             panel.plot([candidate.value], [min(loss, top)], marker, color=GREY, **dot)
-    means = [(one.value, min(one.mean, top)) for one in candidates]
-    panel.plot(*zip(*means, strict=True), color=GREY, linewidth=1, zorder=1)
+    values, line = [one.value for one in candidates], {"color": GREY, "linewidth": 1, "zorder": 1}
+    is_cut = any(one.is_cut for one in candidates)
+    label = "candidates: mean" if is_cut else None
+    panel.plot(values, [min(one.mean, top) for one in candidates], label=label, **line)
+    if is_cut:
+        counted = [min(one.counted, top) for one in candidates]
+        panel.plot(values, counted, label="candidates: counted as", linestyle="--", **line)
     length = found.asked["lengths"]["num_race_steps"]
     panel.set_ylabel(f"candidates: held-out\nloss, {length} steps", fontsize=8.5)
     panel.margins(y=0.18)

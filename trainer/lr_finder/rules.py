@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -67,13 +68,19 @@ class Spread:
 @dataclass(frozen=True)
 class Candidate:
     """A value that was tried for a short while. losses: its loss after the last step in nats, by
-    seed; infinite where it diverged. mean: of them, where none counts for more than the loss of
-    knowing nothing.
+    seed; infinite where it diverged. mean: of them. counted: their mean where none counts for more
+    than the level of the Suggestion, by which candidates are compared.
     """
 
     value: float
     losses: Mapping[int, float]
     mean: float
+    counted: float
+
+    @property
+    def is_cut(self) -> bool:
+        """Does any of its losses count for less than was measured?"""
+        return self.counted < self.mean
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,8 @@ class Suggestion:
     the candidates decide nothing. rules: what each of RULES finds, over seeds; None where most
     seeds find nothing. edge: where the ramp's loss turns up, over seeds. stable, unstable: constant
     values between which a short run begins to grow; None where no probe found it. candidates: what
-    was measured of them, values ascending. curves: every trial, in the order taken. smoothing:
+    was measured of them, values ascending. level_nats: what a candidate that ends higher counts as;
+    level_name: what that is in words. curves: every trial, in the order taken. smoothing:
     share of the past in each step of the moving average, by the curve it smoothed.
     """
 
@@ -97,6 +105,8 @@ class Suggestion:
     stable: float | None
     unstable: float | None
     candidates: tuple[Candidate, ...]
+    level_nats: float
+    level_name: str
     curves: tuple[Curve, ...]
     smoothing: Mapping[str, float]
     baselines: BaselineLosses
@@ -180,6 +190,27 @@ def series(curve: Curve, which: str) -> tuple[np.ndarray, np.ndarray]:
     return curve.values[steps[is_number]], losses[is_number]
 
 
+def is_stable(curve: Curve) -> bool:
+    """Did a trial of one constant value end no higher than it began?"""
+    _steps, held_out = curve.held_out
+    if curve.ended != "ramp":
+        return False
+    if curve.start_loss is not None and len(held_out):
+        return bool(held_out[-1] <= curve.start_loss)
+    return last_loss(curve) <= curve.losses[0]
+
+
+def last_loss(curve: Curve) -> float:
+    """What a trial ended at: its last held-out loss; without a slice, the median of its last tenth;
+    infinite if it diverged.
+    """
+    if curve.ended != "ramp":
+        return math.inf
+    held_out, last_tenth = curve.held_out[1], max(1, len(curve.losses) // 10)
+    loss = held_out[-1] if len(held_out) else np.median(curve.losses[-last_tenth:])
+    return float(loss) if math.isfinite(loss) else math.inf
+
+
 def read(curve: Curve, baselines: BaselineLosses, which: str) -> Reading:
     """Every rule on a ramp: on its train curve, its heldout curve, or both: the geometric mean of
     what each says.
@@ -205,10 +236,7 @@ def read(curve: Curve, baselines: BaselineLosses, which: str) -> Reading:
         fall > max(LEAST_FALL_SHARE * abs(level), LEAST_FALL_ERRORS * error) for fall in falls
     )
     if not from_start:
-        return _nothing(
-            f"the loss never falls clearly below its start at {start:.4g} nats; more steps= may"
-            " show a fall"
-        )
+        return _nothing(f"the loss never falls clearly below its start at {start:.4g} nats")
     rise = TURNED_UP_SHARE * (falls[1] if from_level else falls[0])
     edge = _edge(losses, float(loss[best]) + max(rise, 3 * error), best, curve.ended)
     if edge == 0:
