@@ -85,7 +85,7 @@ def test_cumulative_steps_are_described_by_what_they_add(tmp_path):
 def test_the_estimate_is_of_what_is_missing_and_says_what_it_rests_on(results, tmp_path):
     text = " ".join(printed(tmp_path / "loss.yaml", results, num_measured=2).split())
     assert re.search(
-        r"3 runs to do, (at most )?[\d.]+ (seconds?|minutes|hours) one after another", text
+        r"3 runs to do, (about )?[\d.]+ (seconds?|minutes|hours) one after another", text
     )
     assert "estimated from 2 steps and one batch of val for each of 1 kind of" in text
     assert "cpu, float32, 1 thread;" in text
@@ -100,7 +100,7 @@ def test_an_estimate_that_was_measured_beside_other_work_says_so(
     monkeypatch.setattr("trainer.cli.plan_ablation.load_per_core", lambda: load)
     text = printed(tmp_path / "loss.yaml", results, num_measured=1)
     assert ("busy machine" in text) == is_told
-    assert ("to do, at most " in text) == is_told
+    assert ("to do, about " in text) == is_told
 
 
 def test_the_first_command_is_of_the_run_that_the_sweep_begins_with(results, tmp_path):

@@ -295,7 +295,7 @@ def print_hours(
     out.print(table, soft_wrap=False)
     is_busy = load > BUSY_LOAD
     total = duration(sum(seconds[cell.name] for cell, _ in missing))
-    total = f"at most {total}" if is_busy else total
+    total = f"about {total}" if is_busy else total
     line = f"{counted(len(missing), 'run')} to do, {total} one after another"
     out.print(line, style="bold", soft_wrap=False)
     out.print(basis(throughputs, settings), soft_wrap=False, markup=False)
