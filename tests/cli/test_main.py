@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import typer
+from PIL import Image
 from rich.console import Console
 
 from support.commands import ROOT, program, rsb
@@ -343,15 +344,28 @@ def test_a_run_says_what_the_recipes_rule_would_make_of_the_rate():
     ids=" ".join,
 )
 def test_a_name_that_does_not_exist_is_refused_before_torch_is_imported(words):
+    assert not heavy_after(words)
+
+
+def test_a_folder_without_splits_is_refused_before_torch_is_imported(tmp_path):
+    (tmp_path / "photos" / "dog").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "photos" / "dog" / "a.png")
+    assert not heavy_after(["train", f"data={tmp_path / 'photos'}"])
+
+
+def heavy_after(words: list[str]) -> list[str]:
+    """Which of torch and timm are imported once the program has refused these words."""
     script = (
         "import runpy, sys\n"
         "try: runpy.run_module('trainer', run_name='__main__')\n"
         "except SystemExit: pass\n"
-        "print({'torch', 'timm'} & set(sys.modules))"
+        "print('imported', *{'torch', 'timm'} & set(sys.modules))"
     )
     command = [sys.executable, "-c", script, *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.stdout.splitlines()[-1] == "set()", done.stderr
+    first, *found = done.stdout.splitlines()[-1].split()
+    assert first == "imported", done.stderr
+    return found
 
 
 @pytest.mark.parametrize(

@@ -52,11 +52,16 @@ def test_an_adaptation_has_whole_steps_and_a_warm_up_within_the_run(num_train, s
     assert adapt.train_px % 32 == 0 and adapt.train_px <= 128
 
 
+def test_no_epoch_ends_with_a_step_of_one_image():
+    left = [num % adapted_to(num, 375).batch_images for num in range(10, 3000)]
+    assert 1 not in left
+
+
 def test_a_large_set_is_not_adapted():
     assert adapted_to(1_281_167, 375) is None
 
 
-@pytest.mark.parametrize("num_train", [23, 95, 182])
+@pytest.mark.parametrize("num_train", [23, 95, 129, 182])
 def test_every_recipe_takes_the_profile_as_it_is_written(tmp_path, num_train):
     root = tmp_path / "photos"
     for i in range(num_train + 20):

@@ -365,6 +365,15 @@ def user_errors(command):
     return wrapped
 
 
+def _check_split(folder: Path) -> None:
+    """Refuse a folder of class folders where a recipe needs train/ and val/. Raises DataError."""
+    from trainer.data.datasets.packed import refuse_unsplit
+    from trainer.data.image_folder import has_class_folders
+
+    if has_class_folders(folder):
+        refuse_unsplit(folder)
+
+
 def _check_names(given: Mapping[str, Any]) -> None:
     """Refuse a recipe or a dataset that does not exist, and what cannot be read of a recipe or of
     set=, before torch is imported, which takes seconds. Raises UserError.
@@ -384,3 +393,5 @@ def _check_names(given: Mapping[str, Any]) -> None:
             check_keys(Outline, data, overrides)
     if given.get("data"):
         check_data_name(given["data"])
+        if given.get("recipe"):
+            _check_split(Path(given["data"]))

@@ -62,15 +62,18 @@ def adapted_to(num_train: int, short_px: float) -> Adapt | None:
     """How a recipe is adapted to so many training images of such a median short side; None for a
     set that is large enough for the recipe as it stands.
 
-    At least ten steps an epoch in batches of 16 to 128, about 1,500 steps in 30 to 100 epochs, a
-    twentieth of them warm-up; photos at 128 px, small images at their own size. Ours: where to
-    begin, not what is best.
+    At least ten steps an epoch in batches of 16 to 128 or a few fewer, about 1,500 steps in 30 to
+    100 epochs, a twentieth of them warm-up; photos at 128 px, small images at their own size. Ours:
+    where to begin, not what is best.
     """
     if num_train >= _ADAPTED_BELOW:
         return None
     batch = _LARGEST_BATCH
     while batch > _LEAST_BATCH and num_train < _STEPS_PER_EPOCH * batch:
         batch //= 2
+    batch = min(batch, num_train)
+    while batch > 2 and num_train % batch == 1:  # a last step of one image has no batch statistics
+        batch -= 2  # even: images are mixed in pairs
     steps_per_epoch = max(1, num_train // batch)
     least, most = _EPOCHS
     epochs = min(most, max(least, round(_NUM_STEPS / steps_per_epoch)))
@@ -82,7 +85,7 @@ def adapted_to(num_train: int, short_px: float) -> Adapt | None:
         test_crop_share=0.9 if is_photos else 1.0,
         epochs=epochs,
         warmup_epochs=max(1, round(_WARMUP_SHARE * epochs)),
-        batch_images=min(batch, num_train),
+        batch_images=batch,
     )
 
 

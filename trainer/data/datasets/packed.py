@@ -175,13 +175,13 @@ def open_files(root: Path, split: str, check_files: bool = True) -> Index:
     """
     kind = packed_kind(root)
     if kind is None and not is_image_folder(root):
-        _refuse_unsplit(Path(root))
+        refuse_unsplit(Path(root))
     return open_packed(root, kind, split) if kind else open_index(root, split, check_files)
 
 
-def _refuse_unsplit(root: Path) -> None:
+def refuse_unsplit(root: Path) -> None:
     """Name what a folder without splits holds instead: class folders, images without a class,
-    files of no split, or a folder of data, as the Hub has one per configuration.
+    files of no split, or a folder of data, as the Hub has one per configuration. Raises DataError.
     """
     if has_class_folders(root):
         raise DataError(
