@@ -444,15 +444,14 @@ def decide(
     search = CandidateSearch(recorded, seeds, grid, lengths, shape, level, level_name, obstacle)
     search.run(_middle(grid, [*rules.values(), edge], own))
     value, interval, reason = search.result()
-    if value is not None and interval and is_rate and lengths.horizon_share < 1:
+    if value is None:
+        reason = _none_because(reason, [reading.reason for reading in readings])
+    elif interval and is_rate and lengths.horizon_share < 1:
         value, interval, reason = _for_the_run(value, interval, reason, lengths)
-    unread = [reading.reason for reading in readings if reading.reason]
-    if value is None and 2 * len(unread) >= len(readings):
-        reason += f"; in a ramp {unread[0]}"
     return Suggestion(
         value=value,
         interval=interval,
-        reason=reason if value is not None else f"no reliable suggestion: {reason}",
+        reason=reason,
         rules=rules,
         edge=edge,
         stable=stable,
@@ -466,6 +465,15 @@ def decide(
         },
         baselines=baselines,
     )
+
+
+def _none_because(reason: str, of_ramps: Sequence[str]) -> str:
+    """Why there is no value. of_ramps: why each ramp said nothing, empty where it said something;
+    told where half of them or more said nothing.
+    """
+    unread = [each for each in of_ramps if each]
+    in_ramp = f"; in a ramp {unread[0]}" if 2 * len(unread) >= len(of_ramps) else ""
+    return f"no reliable suggestion: {reason}{in_ramp}"
 
 
 def _middle(grid: CandidateGrid, found: Sequence[Spread | None], own: float | None) -> float:
